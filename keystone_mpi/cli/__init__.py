@@ -1,0 +1,1 @@
+"""cli prints: the command line, the only place that prints or exits."""

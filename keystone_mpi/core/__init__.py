@@ -1,0 +1,1 @@
+"""core decides: the scheduler as a pure state machine."""

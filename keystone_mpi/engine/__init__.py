@@ -1,0 +1,1 @@
+"""engine assembles: one run out of all the parts."""

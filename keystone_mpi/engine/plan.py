@@ -1,0 +1,321 @@
+"""What a start of a run has to do: the rows of the file, and which of them are still to run.
+
+Rule: a row is a task for ever. A fresh run's row k is point k of the space. A
+continued run keeps every row; points that the sweep gained become rows at the
+end; rows that the sweep no longer contains stay in the file and are not run.
+
+    sweep + file so far --(make_plan)--> RunPlan
+    RunPlan.source() -> scheduler (lazily, in dispatch order)
+    RunPlan.order(assignment) -> message to a worker
+
+Nothing here is proportional to the number of queued tasks except one byte of
+state per row of a continued run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+
+from keystone_mpi.core.errors import OutputError
+from keystone_mpi.core.model import Assignment, RetryBudget, TaskRequest, TaskState
+from keystone_mpi.sweeps.fingerprint import fingerprint_difference
+from keystone_mpi.transport.messages import TaskOrder
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from keystone_mpi.records.view import RunView
+    from keystone_mpi.sweeps.sweep import Sweep
+
+CHUNK_ROWS = 65536
+"""Rows looked at together; also the window in which a sweep is sorted by expectation."""
+
+
+class PlanOptions(msgspec.Struct, frozen=True):
+    """The user's choices about an existing file."""
+
+    retry_failed: bool = False
+    accept_changed: bool = False
+
+
+class RunPlan:
+    """Rows, points and states of one start of a run.
+
+    Parameters
+    ----------
+    sweep : Sweep
+        What the user asks for now.
+    base : RunView or None
+        The file so far; None for a fresh run.
+    point_of_row : array of int64 or None
+        Point of the sweep's space for each row of the file so far, -1 for rows
+        that the sweep no longer contains; None when row k is point k.
+    added_points : list of (start, stop)
+        Points that become new rows, in order.
+    states : array of int8 or None
+        State of each row of the file so far.
+    """
+
+    def __init__(
+        self,
+        sweep: Sweep,
+        *,
+        base: RunView | None,
+        point_of_row: NDArray[np.int64] | None,
+        added_points: list[tuple[int, int]],
+        states: NDArray[np.int8] | None,
+        retry_failed: bool,
+    ) -> None:
+        self.sweep = sweep
+        self.base = base
+        self.added_points = added_points
+        self.base_task_count = 0 if base is None else base.task_count
+        self.task_count = self.base_task_count + sum(stop - start for start, stop in added_points)
+        self._point_of_row = point_of_row
+        self._states = states
+        self._rerun_states = (
+            (TaskState.PENDING, TaskState.RUNNING, TaskState.FAILURE, TaskState.TIMEOUT, TaskState.CANCELLED)
+            if retry_failed
+            else (TaskState.PENDING, TaskState.RUNNING)
+        )
+        self.dropped = 0 if point_of_row is None else int(np.count_nonzero(point_of_row < 0))
+        self.to_run = sum(len(rows) for rows in self._pending_base_rows()) + (
+            self.task_count - self.base_task_count
+        )
+
+    def point(self, row: int) -> int:
+        """Return the point of the space that `row` stands for."""
+        if row < self.base_task_count:
+            return row if self._point_of_row is None else int(self._point_of_row[row])
+        offset = row - self.base_task_count
+        for start, stop in self.added_points:
+            if offset < stop - start:
+                return start + offset
+            offset -= stop - start
+        raise IndexError(row)
+
+    def put_back_rows(self) -> Iterator[int]:
+        """Rows that were final in the file and are to run again."""
+        if self._states is None:
+            return
+        for rows in self._pending_base_rows():
+            for row in rows:
+                if self._states[row] not in (TaskState.PENDING, TaskState.RUNNING):
+                    yield int(row)
+
+    def dropped_rows(self) -> Iterator[int]:
+        """Unfinished rows of the file that the sweep no longer contains."""
+        if self._point_of_row is None or self._states is None:
+            return
+        unfinished = np.isin(self._states, (TaskState.PENDING, TaskState.RUNNING))
+        for row in np.flatnonzero(unfinished & (self._point_of_row < 0)):
+            yield int(row)
+
+    def request(self, row: int) -> TaskRequest:
+        """Describe the task of `row` to the scheduler."""
+        request = self.sweep.request(self.point(row), row)
+        if self.base is None or row >= self.base_task_count:
+            return request
+        return msgspec.structs.replace(
+            request,
+            attempts_before=int(self.base.last_attempt[row]),
+            used=self._used(row),
+        )
+
+    def _used(self, row: int) -> RetryBudget:
+        if self.base is None or self._states is None:
+            return RetryBudget(0, 0, 0, 0)
+        if self._states[row] not in (TaskState.PENDING, TaskState.RUNNING):
+            # --retry-failed grants the whole budget again.
+            return RetryBudget(0, 0, 0, 0)
+        return self.base.used_budget(row)
+
+    def order(self, assignment: Assignment) -> TaskOrder:
+        """Spell out `assignment` for a worker."""
+        point = self.point(assignment.index)
+        return TaskOrder(
+            index=assignment.index,
+            attempt=assignment.attempt,
+            params=self.sweep.space.params(point),
+            cores=assignment.cores,
+            memory_bytes=assignment.memory_bytes,
+            gpus=assignment.gpus,
+            timeout_s=assignment.timeout_s,
+            seed=self.sweep.seed(point) if self.sweep.uses_seed else 0,
+            task_id=str(assignment.index),
+        )
+
+    def source(self) -> PlanSource:
+        """Return the pending tasks, lazily and in dispatch order."""
+        return PlanSource(self, self.to_run)
+
+    def pending_rows(self) -> Iterator[NDArray[np.int64]]:
+        """Rows to run, in chunks; row order, or priority order where priorities differ by task."""
+        if self.sweep.has_task_priorities:
+            rows = np.concatenate([*self._pending_base_rows(), *self._added_rows(), np.empty(0, np.int64)])
+            priorities = np.concatenate(
+                [self._priorities(chunk) for chunk in _chunks(rows)] or [np.empty(0)]
+            )
+            yield from _chunks(rows[np.argsort(-priorities, kind="stable")])
+        else:
+            yield from self._pending_base_rows()
+            yield from self._added_rows()
+
+    def _priorities(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        return np.array([self.sweep.request(self.point(int(row))).priority for row in rows], dtype=float)
+
+    def _pending_base_rows(self) -> Iterator[NDArray[np.int64]]:
+        if self._states is None:
+            return
+        for start in range(0, self.base_task_count, CHUNK_ROWS):
+            stop = min(start + CHUNK_ROWS, self.base_task_count)
+            wanted = np.isin(self._states[start:stop], self._rerun_states)
+            if self._point_of_row is not None:
+                wanted &= self._point_of_row[start:stop] >= 0
+            rows = np.flatnonzero(wanted) + start
+            if len(rows):
+                yield rows
+
+    def _added_rows(self) -> Iterator[NDArray[np.int64]]:
+        for start in range(self.base_task_count, self.task_count, CHUNK_ROWS):
+            yield np.arange(start, min(start + CHUNK_ROWS, self.task_count), dtype=np.int64)
+
+
+class PlanSource:
+    """The scheduler's `TaskSource` over a plan."""
+
+    def __init__(self, plan: RunPlan, remaining: int) -> None:
+        self._plan = plan
+        self._remaining = remaining
+        self._rows = (int(row) for chunk in plan.pending_rows() for row in chunk)
+
+    def take(self, limit: int) -> list[TaskRequest]:
+        """See `TaskSource`."""
+        requests = []
+        for row in self._rows:
+            requests.append(self._plan.request(row))
+            if len(requests) >= limit:
+                break
+        self._remaining -= len(requests)
+        return requests
+
+    def remaining(self) -> int:
+        """See `TaskSource`."""
+        return self._remaining
+
+
+class AddedColumns:
+    """The store's `ColumnSource`: parameters of the rows that a start adds."""
+
+    def __init__(self, sweep: Sweep, added_points: list[tuple[int, int]]) -> None:
+        self._space = sweep.space
+        self._ranges = added_points
+
+    def kinds(self) -> dict[str, Any]:
+        """Parameter name -> kind of its column."""
+        return dict(self._space.kinds())
+
+    def columns(self, start: int, stop: int) -> dict[str, NDArray[Any]]:
+        """Parameters of the added rows `start` to `stop` (counted from the first added row)."""
+        parts: list[dict[str, NDArray[Any]]] = []
+        offset = 0
+        for first, last in self._ranges:
+            low, high = max(start, offset), min(stop, offset + last - first)
+            if low < high:
+                parts.append(self._space.columns(first + low - offset, first + high - offset))
+            offset += last - first
+        if len(parts) == 1:
+            return parts[0]
+        return {name: np.concatenate([part[name] for part in parts]) for name in (parts[0] if parts else {})}
+
+
+def make_plan(sweep: Sweep, base: RunView | None, options: PlanOptions) -> RunPlan:
+    """Compare the sweep with the file so far.
+
+    Raises
+    ------
+    OutputError
+        The file belongs to another sweep, or what runs the tasks has changed
+        and `accept_changed` is not set.
+    """
+    if base is None:
+        return RunPlan(
+            sweep,
+            base=None,
+            point_of_row=None,
+            added_points=[(0, len(sweep.space))] if len(sweep.space) else [],
+            states=None,
+            retry_failed=False,
+        )
+    _refuse_other_sweep(sweep, base)
+    changes = fingerprint_difference(base.fingerprint, sweep.fingerprint)
+    if changes and not options.accept_changed:
+        raise OutputError(
+            f"{base.path}: what runs the tasks has changed since this file was made: {'; '.join(changes)} "
+            "(--accept-changed continues with the new one, --fresh starts over, -o FILE writes elsewhere)"
+        )
+    point_of_row, added_points = _match_rows(sweep, base)
+    return RunPlan(
+        sweep,
+        base=base,
+        point_of_row=point_of_row,
+        added_points=added_points,
+        states=base.states,
+        retry_failed=options.retry_failed,
+    )
+
+
+def _refuse_other_sweep(sweep: Sweep, base: RunView) -> None:
+    columns = base.param_kinds()
+    if base.task_count and set(columns) != set(sweep.space.kinds()):
+        raise OutputError(
+            f"{base.path}: holds the results of another sweep: its parameters are "
+            f"{', '.join(sorted(columns)) or 'none'}, those of {sweep.name} are "
+            f"{', '.join(sorted(sweep.space.kinds())) or 'none'} "
+            "(-o FILE writes elsewhere, --fresh moves the old file aside)"
+        )
+
+
+def _match_rows(sweep: Sweep, base: RunView) -> tuple[NDArray[np.int64] | None, list[tuple[int, int]]]:
+    """Find each row's point; (None, added) when row k is point k."""
+    columns = base.param_columns()
+    point_count = len(sweep.space)
+    if base.task_count <= point_count and _rows_are_points(sweep, base.task_count, columns):
+        return None, [(base.task_count, point_count)] if base.task_count < point_count else []
+    names = list(columns)
+    values = [column.tolist() for column in columns.values()]
+    point_of_row = np.full(base.task_count, -1, dtype=np.int64)
+    taken = np.zeros(point_count, dtype=bool)
+    for row in range(base.task_count):
+        params = {name: column[row] for name, column in zip(names, values, strict=True)}
+        point = sweep.space.index_of(params)
+        if point is not None and not taken[point]:
+            point_of_row[row] = point
+            taken[point] = True
+    return point_of_row, _ranges(np.flatnonzero(~taken))
+
+
+def _rows_are_points(sweep: Sweep, count: int, columns: dict[str, NDArray[Any]]) -> bool:
+    for start in range(0, count, CHUNK_ROWS):
+        stop = min(start + CHUNK_ROWS, count)
+        expected = sweep.space.columns(start, stop)
+        for name, column in columns.items():
+            if not np.array_equal(np.asarray(expected[name]), column[start:stop]):
+                return False
+    return True
+
+
+def _ranges(points: NDArray[np.int64]) -> list[tuple[int, int]]:
+    if not len(points):
+        return []
+    breaks = np.flatnonzero(np.diff(points) != 1) + 1
+    return [(int(part[0]), int(part[-1]) + 1) for part in np.split(points, breaks)]
+
+
+def _chunks(rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    for start in range(0, len(rows), CHUNK_ROWS):
+        yield rows[start : start + CHUNK_ROWS]

@@ -1,0 +1,98 @@
+"""How a person or a queue stops a run.
+
+Rule: signals only set a flag and wake the master, which decides. What the
+first INT or TERM can mean depends on the launcher: Open MPI's mpiexec kills
+its ranks 0.25 s after it, so there it means "now".
+
+    USR1, OUT.drain         -> DRAIN   finish what runs, start nothing
+    INT, TERM once          -> DRAIN, or NOW under Open MPI's mpiexec
+    INT, TERM again         -> NOW     stop what runs; nothing is lost
+    the launcher died       -> NOW
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+DRAIN_SUFFIX = ".drain"
+
+
+class StopLevel(enum.IntEnum):
+    """How urgently to stop."""
+
+    NONE = 0
+    DRAIN = 1
+    NOW = 2
+
+
+class StopRequests:
+    """Collects the reasons to stop; a context manager that owns the signal handlers.
+
+    Parameters
+    ----------
+    output_path : Path
+        A file ``<output_path>.drain`` is a request to drain.
+    wake : callable
+        Makes the master look; called inside a signal handler.
+    first_means_now : bool
+        The launcher gives no time to finish what runs.
+    under_launcher : bool
+        The process was started by mpiexec or srun; when that dies, so must the run.
+    """
+
+    def __init__(
+        self, output_path: Path, wake: Callable[[], None], *, first_means_now: bool, under_launcher: bool
+    ) -> None:
+        self._drain_path = Path(f"{output_path}{DRAIN_SUFFIX}")
+        self._wake = wake
+        self._first_means_now = first_means_now
+        self._parent = os.getppid() if under_launcher else None
+        self._interrupts = 0
+        self._drain = False
+        self._saved: dict[int, Any] = {}
+        self.reason = ""
+
+    def __enter__(self) -> StopRequests:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            self._saved[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._saved.items():
+            signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGUSR1:
+            self._drain = True
+        else:
+            self._interrupts += 1
+        self.reason = self.reason or f"signal {signal.Signals(number).name}"
+        self._wake()
+
+    def look(self) -> StopLevel:
+        """Return the present level from signals alone; costs nothing."""
+        if self._interrupts >= 2 or (self._interrupts and self._first_means_now):
+            return StopLevel.NOW
+        if self._interrupts or self._drain:
+            return StopLevel.DRAIN
+        return StopLevel.NONE
+
+    def look_around(self) -> StopLevel:
+        """Also look for the drain file and for the launcher's death; called about once a second."""
+        if self._drain_path.exists():
+            self._drain = True
+            self.reason = self.reason or "keystone-mpi drain"
+        if self._parent is not None and os.getppid() != self._parent:
+            self._interrupts = max(self._interrupts, 2)
+            self.reason = self.reason or "the MPI launcher died"
+        return self.look()
+
+    def forget_drain_file(self) -> None:
+        """Remove the request once it has been met, so that the next start runs."""
+        self._drain_path.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""execution runs: the launcher, its slot processes, one solver process."""

@@ -1,0 +1,1 @@
+"""records remembers: the journal and the HDF5 store."""

@@ -1,0 +1,1 @@
+"""sweeps describes: the sweep file and the parameter space."""

@@ -1,0 +1,1 @@
+"""tools know solvers: parameters to argv and files, outputs to result values."""

@@ -1,0 +1,1 @@
+"""transport carries: messages between master and workers."""

@@ -1,0 +1,134 @@
+"""What travels between master and workers.
+
+Rule: typed, versioned by the first message, encoded with msgpack on every
+transport (also between threads, so that both behave alike).
+
+    worker: Hello ------------------------------> master
+    worker: <------------------------- Welcome    master
+    worker: <-- Assign, Recall, Cancel, Drain     master
+    worker: AttemptsStarted, AttemptsFinished, TasksReturned --> master
+    worker: <-------------------------- Farewell  master
+    worker: Goodbye ----------------------------> master
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from keystone_mpi.core.model import AttemptKey, AttemptReport
+from keystone_mpi.tools.recipe import Recipe
+
+PROTOCOL_VERSION = 1
+
+
+class Hello(msgspec.Struct, frozen=True, tag="hello"):
+    protocol_version: int
+    rank: int
+    host: str
+    cpus: tuple[int, ...]
+    """One logical cpu per physical core of the node that the job may use."""
+    threads: tuple[int, ...]
+    """All logical cpus of the node that the job may use."""
+    local_index: int
+    """Position of this worker among the workers of its node."""
+    local_workers: int
+    memory_bytes: int
+    """Of the node, within the job's limits."""
+    gpus: int
+    pid: int
+    source: str = ""
+    """Where the number of cores comes from, for people."""
+    error: str = ""
+    """Why this worker cannot work (its launcher did not start, ...); empty: it can."""
+
+
+class Welcome(msgspec.Struct, frozen=True, tag="welcome"):
+    worker: int
+    """Identity of this worker in the run."""
+    run_id: str
+    epoch: int
+    output_path: str
+    """Absolute path of the HDF5 file; ``<output>.shards`` and ``<output>.work`` lie beside it."""
+    recipes: list[Recipe]
+    slots: int
+    cpus: tuple[int, ...] = ()
+    """Cores to pin tasks to; empty: no pinning."""
+
+
+class TaskOrder(msgspec.Struct, frozen=True, array_like=True):
+    """One attempt to run: the assignment, and the parameters that only the master knows."""
+
+    index: int
+    attempt: int
+    params: dict[str, Any]
+    cores: int = 1
+    memory_bytes: int = 0
+    gpus: int = 0
+    timeout_s: float = 0.0
+    seed: int = 0
+    task_id: str = ""
+    recipe: int = 0
+    """Position in `Welcome.recipes`."""
+
+
+class Assign(msgspec.Struct, frozen=True, tag="assign"):
+    orders: list[TaskOrder]
+
+
+class Recall(msgspec.Struct, frozen=True, tag="recall"):
+    """Give back those of these attempts that have not started; answered by `TasksReturned`."""
+
+    attempts: list[AttemptKey]
+
+
+class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
+    """Stop one attempt, started or not; answered by its report."""
+
+    index: int
+    attempt: int
+    interrupted: bool = False
+    """The run is stopping: the outcome is INTERRUPTED, not CANCELLED."""
+
+
+class Farewell(msgspec.Struct, frozen=True, tag="farewell"):
+    """No more work. Whatever still runs is killed; answered by `Goodbye`."""
+
+    grace_s: float = 0.0
+
+
+class AttemptStart(msgspec.Struct, frozen=True, array_like=True):
+    index: int
+    attempt: int
+    at: float
+    """Seconds since the epoch."""
+
+
+class AttemptsStarted(msgspec.Struct, frozen=True, tag="started"):
+    """Only attempts older than a fraction of a second are told."""
+
+    starts: list[AttemptStart]
+
+
+class AttemptsFinished(msgspec.Struct, frozen=True, tag="finished"):
+    reports: list[AttemptReport]
+
+
+class TasksReturned(msgspec.Struct, frozen=True, tag="returned"):
+    attempts: list[AttemptKey]
+
+
+class WorkerFailed(msgspec.Struct, frozen=True, tag="failed"):
+    """The worker met an internal error and is about to leave."""
+
+    traceback: str
+
+
+class Goodbye(msgspec.Struct, frozen=True, tag="goodbye"):
+    left_behind: int = 0
+    """Processes that could not be killed; 0 unless something is very wrong."""
+
+
+FromWorker = Hello | AttemptsStarted | AttemptsFinished | TasksReturned | WorkerFailed | Goodbye
+ToWorker = Welcome | Assign | Recall | Cancel | Farewell

@@ -19,12 +19,8 @@ HEADING = "# What must run and pass in CI; written by tests/run.sh --update-requ
 
 def read_reports(paths: list[str]) -> list[dict[str, str]]:
     """Return all reported tests; a report that is not there holds none."""
-    return [
-        json.loads(line)
-        for path in paths
-        if Path(path).exists()
-        for line in Path(path).read_text().splitlines()
-    ]
+    lines = [line for path in paths if Path(path).exists() for line in Path(path).read_text().splitlines()]
+    return [json.loads(line) for line in lines]
 
 
 def outcomes_by_test(reports: list[dict[str, str]]) -> dict[str, set[str]]:

@@ -150,8 +150,10 @@ class Job:
         self.args = [str(arg) for arg in args]
         self._tag = f"KEYSTONE_JOB={uuid.uuid4().hex}"
         name, _, value = self._tag.partition("=")
-        self._stdout, self._stderr = tempfile.TemporaryFile(), tempfile.TemporaryFile()
-        self._stdin = tempfile.TemporaryFile()
+        self._stdin, self._stdout, self._stderr = (
+            tempfile.TemporaryFile()  # noqa: SIM115
+            for _ in range(3)
+        )
         self._stdin.write((stdin or "").encode())
         self._stdin.seek(0)
         self.process = subprocess.Popen(

@@ -94,7 +94,8 @@ run_tests() {
     local name=$1 code
     shift
     say "pytest under $name $*"
-    KEYSTONE_TEST_REPORT="$work/$name.jsonl" \
+    # The tag is in the environment of pytest itself, so that a mere fork of it is found too.
+    KEYSTONE_TEST="$name-$$" KEYSTONE_TEST_REPORT="$work/$name.jsonl" timeout --foreground -k 30 2400 \
         "$repo/.venv/$name/bin/python" -m pytest -o tmp_path_retention_policy=failed "$@"
     code=$?
     case $code in

@@ -28,8 +28,12 @@ from keystone_mpi.cli.doctor_checks import Check
 from keystone_mpi.execution.environment import scrub
 
 LIMIT_S = 30.0
+TERM_GRACE_S = 3.0
 ROOT_VARIABLES = ("OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM")
-FIX = "install an MPI that fits: pip install 'keystone_mpi[mpich]', then use that venv's mpiexec"
+FIX = (
+    f"install an MPI that fits: {sys.executable} -m pip install mpich (the extra keystone_mpi[mpich]), "
+    "then use that venv's mpiexec"
+)
 
 LIBRARY_PROBE = """
 import json, mpi4py
@@ -234,7 +238,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
             return
         os.killpg(process.pid, number)
         try:
-            process.wait(3.0)
+            process.wait(TERM_GRACE_S)
         except subprocess.TimeoutExpired:
             continue
 

@@ -51,7 +51,6 @@ class PlainProgress:
         self._failed_said = 0
         self._failed_line_s = -math.inf
         self._failure_lines = 0
-        self._problem = ""
         self._notices = 0
         self._last_notice = ""
         self._nothing_to_do = False
@@ -64,9 +63,6 @@ class PlainProgress:
 
     def progress(self, progress: Progress) -> None:
         """Say how far it is, if it is time to or something went wrong for the first time."""
-        if progress.problem != self._problem:
-            self._problem = progress.problem
-            self.say(f"problem: {progress.problem}" if progress.problem else "the problem is gone")
         if self._quiet:
             return
         # One line a second at most for failures: a broken sweep fails a thousand times a second.
@@ -148,9 +144,6 @@ class LiveProgress(PlainProgress):
 
     def progress(self, progress: Progress) -> None:
         """Draw the bar anew, if it is time to."""
-        if progress.problem != self._problem:
-            self._problem = progress.problem
-            self.say(f"problem: {progress.problem}" if progress.problem else "the problem is gone")
         if self._bar is None or progress.elapsed_s - self._drawn_s < BAR_INTERVAL_S:
             return
         self._drawn_s = progress.elapsed_s
@@ -225,6 +218,8 @@ def _counts(progress: Progress) -> str:
             wording.rate(progress.rate_per_s),
             f"about {wording.duration(progress.eta_s)} left" if math.isfinite(progress.eta_s) else "",
             "draining" if progress.draining else "",
+            # What it is was said once, by a notice.
+            "waiting for the disk" if progress.problem else "",
         )
     )
 

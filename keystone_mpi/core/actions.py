@@ -104,13 +104,5 @@ class Finish(msgspec.Struct, frozen=True, gc=False):
 
 
 Action = (
-    Assign
-    | Recall
-    | Cancel
-    | RecordAssigned
-    | RecordStarted
-    | RecordAttempt
-    | RecordTask
-    | Notify
-    | Finish
+    Assign | Recall | Cancel | RecordAssigned | RecordStarted | RecordAttempt | RecordTask | Notify | Finish
 )

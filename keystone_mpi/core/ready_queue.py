@@ -81,7 +81,15 @@ class Shape(msgspec.Struct, eq=False):
 
     def fits_empty(self, worker: Worker) -> bool:
         """Tell whether the worker is large enough when nothing runs on it."""
-        return self.cores <= worker.slots and self.memory_bytes <= worker.memory_bytes and self.gpus <= worker.gpus
+        return (
+            self.cores <= worker.slots
+            and self.memory_bytes <= worker.memory_bytes
+            and self.gpus <= worker.gpus
+        )
+
+    def is_less_than(self, other: Shape) -> bool:
+        """Tell whether a task of this shape may fit where one of the other does not."""
+        return self.cores < other.cores or self.memory_bytes < other.memory_bytes or self.gpus < other.gpus
 
     def offer(self, worker: Worker) -> None:
         """Enter a worker that may have room."""
@@ -95,8 +103,10 @@ class Shape(msgspec.Struct, eq=False):
         while offers:
             worker = offers.popleft()
             self.offered.discard(worker)
-            if worker.alive and self.fits(worker) and (
-                worker.reserved_for is None or self._may_use_reserved(worker, worker.reserved_for)
+            if (
+                worker.alive
+                and self.fits(worker)
+                and (worker.reserved_for is None or self._may_use_reserved(worker, worker.reserved_for))
             ):
                 return worker
         return None

@@ -87,8 +87,9 @@ class Task(msgspec.Struct, eq=False):
     """Start of the present attempt on the worker's clock, when known."""
     cancelled_by: str = ""
     """Who asked for it to be cancelled; empty: nobody."""
-    history: list[tuple[float, Phase]] = []
-    """(now, phase), the latest last; shortened when long."""
+    history: tuple[float, ...] = ()
+    """now, phase, now, phase, ... of the latest moves. Plain numbers in a tuple, which the garbage
+    collector need not visit: there are many active tasks."""
 
 
 class Ledger:
@@ -114,10 +115,7 @@ class Ledger:
             count[phase] -= 1
         count[to] += 1
         task.phase = to
-        history = task.history
-        history.append((now, to))
-        if len(history) > _HISTORY_LIMIT:
-            del history[: _HISTORY_LIMIT // 2]
+        task.history = (*task.history[-_HISTORY_LIMIT:], now, +to)
 
     def on_workers(self) -> int:
         """Return how many tasks workers have, started or not."""
@@ -127,4 +125,6 @@ class Ledger:
 
 def describe_history(task: Task) -> str:
     """Return the task's latest phases for an error message."""
-    return ", ".join(f"{phase.name} at {now:.6f}" for now, phase in task.history) or "new"
+    times, phases = task.history[::2], task.history[1::2]
+    moves = zip(times, phases, strict=True)
+    return ", ".join(f"{Phase(int(phase)).name} at {now:.6f}" for now, phase in moves) or "new"

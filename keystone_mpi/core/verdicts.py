@@ -58,11 +58,11 @@ def judge(task: Task, report: AttemptReport) -> Verdict:
                 delay_s = min(LOST_RETRY_DELAY_S * 2.0 ** min(losses - 1, 16), LOST_RETRY_DELAY_LIMIT_S)
                 return Verdict(TaskState.PENDING, delay_s=delay_s)
             losses = _used(task)[_WORKER_LOST]
-            times = "once" if losses == 1 else f"{losses} times"
+            times = "once" if losses == 1 else f"{losses} times, the last time"
             return Verdict(
                 TaskState.FAILURE,
                 Why.LOST_WORKER,
-                f"quarantined: the worker was lost under it {times}, the last time: {report.error or 'no cause known'}",
+                f"quarantined: its worker was lost {times}: {report.error or 'no cause known'}",
             )
         case Outcome.INTERRUPTED:
             return _cancelled(task) if task.cancelled_by else AGAIN

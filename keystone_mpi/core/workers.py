@@ -91,6 +91,15 @@ class WorkerPool:
             worker.grew = True
             self.grown.append(worker)
 
+    def take_grown(self) -> list[Worker]:
+        """Return the workers noted since the last call."""
+        grown = self.grown
+        if grown:
+            self.grown = []
+            for worker in grown:
+                worker.grew = False
+        return grown
+
     def hold(self, worker: Worker, task: Task) -> None:
         """Give the task its cores, memory and GPUs on the worker."""
         shape = task.shape

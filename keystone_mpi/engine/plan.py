@@ -132,20 +132,26 @@ class RunPlan:
         if self._states[row] not in (TaskState.PENDING, TaskState.RUNNING):
             # --retry-failed grants the whole budget again.
             return RetryBudget(0, 0, 0, 0)
-        return self.base.used_budget(row)
+        used = self.base.used_budget
+        return RetryBudget(
+            failed=int(used.failed[row]),
+            timed_out=int(used.timed_out[row]),
+            out_of_memory=int(used.out_of_memory[row]),
+            worker_lost=int(used.worker_lost[row]),
+        )
 
     def order(self, assignment: Assignment) -> TaskOrder:
         """Spell out `assignment` for a worker."""
-        point = self.point(assignment.index)
+        params = self.sweep.space.params(self.point(assignment.index))
         return TaskOrder(
             index=assignment.index,
             attempt=assignment.attempt,
-            params=self.sweep.space.params(point),
+            params=params,
             cores=assignment.cores,
             memory_bytes=assignment.memory_bytes,
             gpus=assignment.gpus,
             timeout_s=assignment.timeout_s,
-            seed=self.sweep.seed(point) if self.sweep.uses_seed else 0,
+            seed=self.sweep.seed_of(params),
             task_id=str(assignment.index),
         )
 
@@ -155,18 +161,18 @@ class RunPlan:
 
     def pending_rows(self) -> Iterator[NDArray[np.int64]]:
         """Rows to run, in chunks; row order, or priority order where priorities differ by task."""
-        if self.sweep.has_task_priorities:
+        if self.sweep.options.priority.param:
             rows = np.concatenate([*self._pending_base_rows(), *self._added_rows(), np.empty(0, np.int64)])
-            priorities = np.concatenate(
-                [self._priorities(chunk) for chunk in _chunks(rows)] or [np.empty(0)]
-            )
+            priorities = np.concatenate([self._priorities(chunk) for chunk in _chunks(rows)] or [np.empty(0)])
             yield from _chunks(rows[np.argsort(-priorities, kind="stable")])
         else:
             yield from self._pending_base_rows()
             yield from self._added_rows()
 
     def _priorities(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
-        return np.array([self.sweep.request(self.point(int(row))).priority for row in rows], dtype=float)
+        name = self.sweep.options.priority.param
+        params = self.sweep.space.params
+        return np.array([float(params(self.point(int(row)))[name]) for row in rows], dtype=float)
 
     def _pending_base_rows(self) -> Iterator[NDArray[np.int64]]:
         if self._states is None:
@@ -208,31 +214,6 @@ class PlanSource:
         return self._remaining
 
 
-class AddedColumns:
-    """The store's `ColumnSource`: parameters of the rows that a start adds."""
-
-    def __init__(self, sweep: Sweep, added_points: list[tuple[int, int]]) -> None:
-        self._space = sweep.space
-        self._ranges = added_points
-
-    def kinds(self) -> dict[str, Any]:
-        """Parameter name -> kind of its column."""
-        return dict(self._space.kinds())
-
-    def columns(self, start: int, stop: int) -> dict[str, NDArray[Any]]:
-        """Parameters of the added rows `start` to `stop` (counted from the first added row)."""
-        parts: list[dict[str, NDArray[Any]]] = []
-        offset = 0
-        for first, last in self._ranges:
-            low, high = max(start, offset), min(stop, offset + last - first)
-            if low < high:
-                parts.append(self._space.columns(first + low - offset, first + high - offset))
-            offset += last - first
-        if len(parts) == 1:
-            return parts[0]
-        return {name: np.concatenate([part[name] for part in parts]) for name in (parts[0] if parts else {})}
-
-
 def make_plan(sweep: Sweep, base: RunView | None, options: PlanOptions) -> RunPlan:
     """Compare the sweep with the file so far.
 
@@ -270,13 +251,17 @@ def make_plan(sweep: Sweep, base: RunView | None, options: PlanOptions) -> RunPl
 
 
 def _refuse_other_sweep(sweep: Sweep, base: RunView) -> None:
-    columns = base.param_kinds()
+    choices = "(-o FILE writes elsewhere, --fresh moves the old file aside)"
+    if base.sweep_name != sweep.name:
+        raise OutputError(
+            f"{base.path}: holds the results of sweep {base.sweep_name!r}, not of {sweep.name!r} {choices}"
+        )
+    columns = base.param_columns()
     if base.task_count and set(columns) != set(sweep.space.kinds()):
         raise OutputError(
             f"{base.path}: holds the results of another sweep: its parameters are "
             f"{', '.join(sorted(columns)) or 'none'}, those of {sweep.name} are "
-            f"{', '.join(sorted(sweep.space.kinds())) or 'none'} "
-            "(-o FILE writes elsewhere, --fresh moves the old file aside)"
+            f"{', '.join(sorted(sweep.space.kinds())) or 'none'} {choices}"
         )
 
 

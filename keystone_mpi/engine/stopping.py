@@ -67,7 +67,7 @@ class StopRequests:
         for number, handler in self._saved.items():
             signal.signal(number, handler)
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         if number == signal.SIGUSR1:
             self._drain = True
         else:

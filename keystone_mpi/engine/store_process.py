@@ -25,9 +25,12 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from keystone_mpi.core.errors import KeystoneError
+from keystone_mpi.engine.columns import columns_from_spec
+from keystone_mpi.records.journal import journal_path, read_head
+from keystone_mpi.records.store import fold
 
 if TYPE_CHECKING:
-    from keystone_mpi.records.view import ColumnMaker
+    from keystone_mpi.records.store import ColumnSource
 
 FIRST_BATCH_S = 0.5
 SHORTEST_PAUSE_S = 1.0
@@ -128,28 +131,33 @@ class StoreClient:
         return results
 
 
-def _column_maker() -> ColumnMaker:
-    from keystone_mpi.engine.columns import columns_from_spec
+class _Folder:
+    """Folds the journal into the file; reads the journal's header once."""
 
-    return columns_from_spec
+    def __init__(self, output_path: Path) -> None:
+        import keystone_mpi.records.store.folding  # noqa: F401 - the slow import happens while the run starts
 
+        self._output_path = output_path
+        self.journal_path = journal_path(output_path)
+        self._columns: ColumnSource | None = None
 
-def _batch(output_path: Path, *, final: bool) -> BatchResult:
-    from keystone_mpi.records.store import fold
-
-    try:
-        fold(output_path, _column_maker(), final=final)
-    except KeystoneError as error:
-        return BatchResult(final=final, problem=str(error))
-    except Exception:  # ours: the journal keeps everything, and the master shows the traceback
-        return BatchResult(final=final, problem=f"internal error in the store:\n{traceback.format_exc()}")
-    return BatchResult(final=final)
+    def fold(self, *, final: bool) -> BatchResult:
+        try:
+            if self._columns is None:
+                head = read_head(self.journal_path)
+                if head is None:
+                    return BatchResult(final=final, problem="the journal has no header yet" if final else "")
+                self._columns = columns_from_spec(head.spec, head.added_points)
+            fold(self._output_path, self.journal_path, self._columns, final=final)
+        except KeystoneError as error:
+            return BatchResult(final=final, problem=str(error))
+        except Exception:  # ours: the journal keeps everything, and the master shows the traceback
+            return BatchResult(final=final, problem=f"internal error in the store:\n{traceback.format_exc()}")
+        return BatchResult(final=final)
 
 
 def _serve(output_path: Path) -> None:
-    import keystone_mpi.records.store  # noqa: F401 - the slow import happens while the run starts
-
-    journal_path = output_path.with_name(output_path.name + ".journal")
+    folder = _Folder(output_path)
     folded_bytes = -1
     pause_s = FIRST_BATCH_S
     while True:
@@ -157,15 +165,15 @@ def _serve(output_path: Path) -> None:
             request = os.read(0, 64)
             if not request:
                 return
-            result = _batch(output_path, final=True)
+            result = folder.fold(final=True)
             os.write(1, msgspec.json.encode(result) + b"\n")
             return
-        size_bytes = journal_path.stat().st_size
+        size_bytes = folder.journal_path.stat().st_size
         if size_bytes == folded_bytes:
             pause_s = SHORTEST_PAUSE_S
             continue
         started = time.monotonic()
-        result = _batch(output_path, final=False)
+        result = folder.fold(final=False)
         if not result.problem:
             folded_bytes = size_bytes
         os.write(1, msgspec.json.encode(result) + b"\n")

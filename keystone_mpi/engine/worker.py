@@ -5,25 +5,25 @@ what. It never waits for the master while it holds work, and sleeps otherwise.
 
     master --Assign--> backlog --SlotPool--> slot process --report--> master
     master --Recall--> what has not started goes back
-    launcher lost ---> its attempts are reported WORKER_LOST, another is started
+    slot process or launcher dead --> its running attempt is reported WORKER_LOST, another is started
 """
 
 from __future__ import annotations
 
 import os
 import socket
+import time
 import traceback
-from collections.abc import Callable
-from pathlib import Path
-
-import msgspec
 
 from keystone_mpi.core.errors import InternalError, KeystoneError
 from keystone_mpi.core.model import AttemptKey, AttemptReport, Outcome, Why
 from keystone_mpi.engine.slot_pool import Placement, SlotPool
-from keystone_mpi.execution.launcher_client import LauncherClient
+from keystone_mpi.execution import launcher_client
+from keystone_mpi.execution.launcher_client import LauncherClient, local_scratch_path
+from keystone_mpi.execution.processes import sweep_earlier_epochs
+from keystone_mpi.execution.slot_messages import SlotOrder
 from keystone_mpi.execution.slots import NodeResources
-from keystone_mpi.tools.render import Renderer
+from keystone_mpi.tools.render import RenderContext, Renderer
 from keystone_mpi.transport.channel import WorkerEnd
 from keystone_mpi.transport.messages import (
     PROTOCOL_VERSION,
@@ -32,12 +32,317 @@ from keystone_mpi.transport.messages import (
     AttemptsStarted,
     AttemptStart,
     Cancel,
+    Dismissal,
     Farewell,
+    FromWorker,
     Goodbye,
     Hello,
     Recall,
     TaskOrder,
     TasksReturned,
+    ToWorker,
     Welcome,
     WorkerFailed,
 )
+
+PATIENCE_S = 3600.0
+"""Upper bound of one sleep; messages and slot processes end it."""
+RELIEF_AFTER_S = 0.02
+"""A task may wait behind another on a slot process for so long while a slot is free."""
+FAREWELL_GRACE_S = 1.0
+
+
+class Worker:
+    """Serves one master until it says farewell.
+
+    Parameters
+    ----------
+    end : WorkerEnd
+        This worker's end of the transport.
+    launcher : LauncherClient
+        Started already.
+    rank : int
+        MPI rank; 0 for the worker beside the master.
+    resources : NodeResources
+        What the node has.
+    local_index, local_workers : int
+        Position among the workers of this node, and how many they are.
+    trouble : str
+        Why this worker cannot work; it only says so and leaves.
+    """
+
+    def __init__(
+        self,
+        end: WorkerEnd,
+        launcher: LauncherClient,
+        *,
+        rank: int,
+        resources: NodeResources,
+        local_index: int,
+        local_workers: int,
+        trouble: str = "",
+    ) -> None:
+        self._trouble = trouble
+        self._end = end
+        self._launcher = launcher
+        self._rank = rank
+        self._resources = resources
+        self._local_index = local_index
+        self._local_workers = local_workers
+        self._pool = SlotPool(1, ())
+        self._renderers: list[Renderer] = []
+        self._failed_folders_left: list[int] = []
+        self._cancelled: dict[AttemptKey, bool] = {}
+        """Attempts that were cancelled before they reached a slot process: interrupted or not."""
+        self._recalled_by_master: set[AttemptKey] = set()
+        self._relieved: set[int] = set()
+        """Slot processes that were asked to give back what waits there."""
+        self._relief_at: float | None = None
+        self._leaving = False
+
+    def serve(self) -> None:
+        """Work until the farewell; an internal error is told to the master first."""
+        try:
+            self._end.send(self._hello())
+            if self._trouble:
+                self._wait_for_dismissal()
+                return
+            self._end.watch(self._launcher.fileno())
+            self._serve()
+        except Exception as error:  # tell the master before leaving: it prints, with rank and host
+            text = str(error) if isinstance(error, KeystoneError) else traceback.format_exc()
+            self._launcher.close()
+            self._end.send(WorkerFailed(text))
+            self._wait_for_dismissal()
+        finally:
+            self._end.close()
+
+    def _hello(self) -> Hello:
+        resources = self._resources
+        return Hello(
+            protocol_version=PROTOCOL_VERSION,
+            rank=self._rank,
+            host=socket.gethostname(),
+            cpus=resources.cpus,
+            threads=resources.allowed_cpus,
+            local_index=self._local_index,
+            local_workers=self._local_workers,
+            memory_bytes=resources.memory_bytes,
+            gpus=resources.gpus,
+            pid=os.getpid(),
+            source=resources.source,
+            error=self._trouble,
+        )
+
+    def _serve(self) -> None:
+        while not self._leaving:
+            outgoing: list[FromWorker] = []
+            for message in self._end.receive(self._sleep_s()):
+                outgoing += self._on_message(message)
+            outgoing += self._on_slots()
+            self._dispatch(outgoing)
+            for reply in outgoing:
+                self._end.send(reply)
+        self._end.unwatch(self._launcher.fileno())
+        left_behind = self._launcher.close(FAREWELL_GRACE_S)
+        self._end.send(Goodbye(left_behind))
+        self._wait_for_dismissal()
+
+    def _wait_for_dismissal(self) -> None:
+        while True:
+            for message in self._end.receive(PATIENCE_S):
+                if isinstance(message, Dismissal):
+                    return
+
+    def _sleep_s(self) -> float:
+        if self._relief_at is None:
+            return PATIENCE_S
+        return max(0.0, self._relief_at - time.monotonic())
+
+    # --- from the master -----------------------------------------------------
+
+    def _on_message(self, message: ToWorker) -> list[FromWorker]:
+        match message:
+            case Assign(orders=orders):
+                self._pool.backlog.extend(orders)
+            case Recall(attempts=attempts):
+                return self._recall(attempts)
+            case Cancel(index=index, attempt=attempt, interrupted=interrupted):
+                return self._cancel(AttemptKey(index, attempt), interrupted)
+            case Welcome():
+                self._begin(message)
+            case Farewell() | Dismissal():
+                self._leaving = True
+            case other:
+                raise InternalError(f"the master sent {other!r}")
+        return []
+
+    def _begin(self, welcome: Welcome) -> None:
+        # What an earlier start of this run left on the node must not go on beside the new one.
+        sweep_earlier_epochs(welcome.run_id, welcome.epoch)
+        self._pool = SlotPool(welcome.slots, welcome.cpus)
+        self._launcher.configure(
+            recipes=welcome.recipes,
+            run_id=welcome.run_id,
+            epoch=welcome.epoch,
+            worker=welcome.worker,
+            output_path=welcome.output_path,
+        )
+        self._renderers = [
+            Renderer(
+                recipe,
+                output_path=welcome.output_path,
+                scratch_dir=local_scratch_path(),
+                run_id=welcome.run_id,
+                epoch=welcome.epoch,
+            )
+            for recipe in welcome.recipes
+        ]
+        self._failed_folders_left = [recipe.keep_failed for recipe in welcome.recipes]
+
+    def _recall(self, attempts: list[AttemptKey]) -> list[FromWorker]:
+        wanted = {AttemptKey(*key) for key in attempts}
+        withdrawn = self._pool.withdraw(wanted)
+        returned = [AttemptKey(order.index, order.attempt) for order in withdrawn]
+        # What waits on a slot process is asked back, too; what has started ends in its report.
+        for key in wanted.difference(returned):
+            slot = self._pool.slot_of(key)
+            if slot is not None:
+                self._launcher.recall(slot, [key])
+                self._recalled_by_master.add(key)
+        return [TasksReturned(returned)] if returned else []
+
+    def _cancel(self, key: AttemptKey, interrupted: bool) -> list[FromWorker]:
+        if self._pool.withdraw({key}):
+            return [AttemptsFinished([_never_started(key, interrupted)])]
+        slot = self._pool.slot_of(key)
+        if slot is not None:
+            self._cancelled[key] = interrupted
+            self._launcher.cancel(slot, key.task, key.attempt, interrupted)
+        return []
+
+    # --- from the slot processes ---------------------------------------------
+
+    def _on_slots(self) -> list[FromWorker]:
+        reports: list[AttemptReport] = []
+        starts: list[AttemptStart] = []
+        outgoing: list[FromWorker] = []
+        for event in self._launcher.read_events():
+            match event:
+                case launcher_client.AttemptFinished(slot=slot, report=report):
+                    key = AttemptKey(report.index, report.attempt)
+                    order = self._pool.finish(slot, key, report.duration_s)
+                    self._cancelled.pop(key, None)
+                    self._recalled_by_master.discard(key)
+                    if report.work_path and report.outcome != Outcome.SUCCESS:
+                        self._failed_folders_left[order.recipe] -= 1
+                    reports.append(report)
+                case launcher_client.AttemptStarted(index=index, attempt=attempt, at=at):
+                    starts.append(AttemptStart(index, attempt, at))
+                case launcher_client.OrdersReturned(slot=slot, keys=keys):
+                    self._relieved.discard(slot)
+                    outgoing += self._take_back(slot, [AttemptKey(*key) for key in keys])
+                case launcher_client.SlotLost() | launcher_client.LauncherRestarted():
+                    pass  # its attempts come back as events of their own
+                case other:
+                    raise InternalError(f"the launcher reports {other!r}")
+        if starts:
+            outgoing.append(AttemptsStarted(starts))
+        if reports:
+            outgoing.append(AttemptsFinished(reports))
+        return outgoing
+
+    def _take_back(self, slot: int, keys: list[AttemptKey]) -> list[FromWorker]:
+        """Orders that had not started: to the master if it asked, to the backlog otherwise."""
+        to_master: list[AttemptKey] = []
+        cancelled: list[AttemptReport] = []
+        for key in reversed(keys):
+            if key in self._cancelled:
+                self._pool.finish(slot, key, float("nan"))
+                cancelled.append(_never_started(key, self._cancelled.pop(key)))
+            elif key in self._recalled_by_master:
+                self._recalled_by_master.discard(key)
+                self._pool.finish(slot, key, float("nan"))
+                to_master.append(key)
+            else:
+                self._pool.put_back(slot, key)
+        outgoing: list[FromWorker] = []
+        if to_master:
+            outgoing.append(TasksReturned(to_master))
+        if cancelled:
+            outgoing.append(AttemptsFinished(cancelled))
+        return outgoing
+
+    # --- to the slot processes -----------------------------------------------
+
+    def _dispatch(self, outgoing: list[FromWorker]) -> None:
+        by_slot: dict[int, list[SlotOrder]] = {}
+        refused: list[AttemptReport] = []
+        for placement in self._pool.place():
+            try:
+                by_slot.setdefault(placement.slot, []).append(self._spell_out(placement))
+            except KeystoneError as error:
+                order = placement.order
+                key = AttemptKey(order.index, order.attempt)
+                self._pool.finish(placement.slot, key, float("nan"))
+                refused.append(_impossible(key, str(error)))
+        for slot, orders in by_slot.items():
+            if orders:
+                self._launcher.submit(slot, orders)
+        if refused:
+            outgoing.append(AttemptsFinished(refused))
+        self._relieve()
+
+    def _spell_out(self, placement: Placement) -> SlotOrder:
+        order: TaskOrder = placement.order
+        launch = self._renderers[order.recipe].render(
+            order.params,
+            RenderContext(
+                index=order.index,
+                attempt=order.attempt,
+                task_id=order.task_id,
+                seed=order.seed,
+                cores=order.cores,
+            ),
+        )
+        return SlotOrder(
+            index=order.index,
+            attempt=order.attempt,
+            launch=launch,
+            recipe=order.recipe,
+            timeout_s=order.timeout_s,
+            memory_bytes=order.memory_bytes,
+            cpus=placement.cpus,
+            keep_failed=self._failed_folders_left[order.recipe] > 0,
+        )
+
+    def _relieve(self) -> None:
+        """Take back what waits behind a task that turned out to be long, when a slot is free."""
+        slot = self._pool.slot_to_relieve()
+        if slot is None or slot in self._relieved:
+            self._relief_at = None
+            return
+        now = time.monotonic()
+        if self._relief_at is None:
+            self._relief_at = now + RELIEF_AFTER_S
+        elif now >= self._relief_at:
+            self._relief_at = None
+            self._relieved.add(slot)
+            self._launcher.recall(slot)
+
+
+def _never_started(key: AttemptKey, interrupted: bool) -> AttemptReport:
+    return AttemptReport(
+        key.task,
+        key.attempt,
+        Outcome.INTERRUPTED if interrupted else Outcome.CANCELLED,
+        finished=time.time(),
+        why=Why.NONE if interrupted else Why.BY_USER,
+        error="stopped before it started",
+    )
+
+
+def _impossible(key: AttemptKey, problem: str) -> AttemptReport:
+    return AttemptReport(
+        key.task, key.attempt, Outcome.FAILED, finished=time.time(), why=Why.NOT_STARTED, error=problem
+    )

@@ -14,10 +14,12 @@ import ctypes
 import os
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 RUN_TAG = "KEYSTONE_RUN"
 WORKER_TAG = "KEYSTONE_WORKER"
+EPOCH_TAG = "KEYSTONE_EPOCH"
+EPOCH_TAG = "KEYSTONE_EPOCH"
 
 _PR_SET_CHILD_SUBREAPER = 36
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -139,8 +141,11 @@ def proportional_bytes(pids: Iterable[int]) -> int:
     return total
 
 
-def _tagged(tags: Iterable[bytes]) -> list[int]:
-    wanted = tuple(tags)
+_Match = Callable[[list[bytes]], bool]
+"""Tells from a process's environment (``NAME=value`` entries) whether it is meant."""
+
+
+def _matching(matches: _Match) -> list[int]:
     user = os.geteuid()
     me = os.getpid()
     found: list[int] = []
@@ -154,24 +159,37 @@ def _tagged(tags: Iterable[bytes]) -> list[int]:
                 variables = file.read().split(b"\0")
         except OSError:
             continue
-        if all(tag in variables for tag in wanted):
+        if matches(variables):
             found.append(int(name))
     return found
 
 
-def _tags(run_id: str, worker: int | None) -> list[bytes]:
+def _has_tags(run_id: str, worker: int | None) -> _Match:
     tags = [f"{RUN_TAG}={run_id}".encode()]
     if worker is not None:
         tags.append(f"{WORKER_TAG}={worker}".encode())
-    return tags
+    return lambda variables: all(tag in variables for tag in tags)
+
+
+def _of_earlier_epoch(run_id: str, epoch: int) -> _Match:
+    has_tags = _has_tags(run_id, None)
+    prefix = f"{EPOCH_TAG}=".encode()
+
+    def matches(variables: list[bytes]) -> bool:
+        if not has_tags(variables):
+            return False
+        epochs = [entry[len(prefix) :] for entry in variables if entry.startswith(prefix)]
+        return any(text.isdigit() and int(text) < epoch for text in epochs)
+
+    return matches
 
 
 def find_by_tag(run_id: str, worker: int | None = None) -> list[int]:
     """Pids of this user's processes on this node that carry the run's (and the worker's) tag."""
-    return _tagged(_tags(run_id, worker))
+    return _matching(_has_tags(run_id, worker))
 
 
-def _kill_if_still_tagged(pid: int, tags: list[bytes]) -> None:
+def _kill_if_still_matching(pid: int, matches: _Match) -> None:
     # The pidfd pins the process before its environment is read again: a recycled pid cannot be hit.
     pidfd = -1
     try:
@@ -181,7 +199,7 @@ def _kill_if_still_tagged(pid: int, tags: list[bytes]) -> None:
     try:
         with open(f"/proc/{pid}/environ", "rb") as file:
             variables = file.read().split(b"\0")
-        if all(tag in variables for tag in tags):
+        if matches(variables):
             if pidfd >= 0:
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
             else:
@@ -210,14 +228,28 @@ def sweep_by_tag(run_id: str, worker: int | None = None, *, limit_s: float = 3.0
     int
         Processes that are still there at the end; 0 unless something is very wrong.
     """
-    tags = _tags(run_id, worker)
+    return _sweep(_has_tags(run_id, worker), limit_s)
+
+
+def sweep_earlier_epochs(run_id: str, epoch: int, *, limit_s: float = 3.0) -> int:
+    """Kill what earlier starts of a run left on this node: the run's tag and an epoch below `epoch`.
+
+    Returns
+    -------
+    int
+        Processes that are still there at the end; 0 unless something is very wrong.
+    """
+    return _sweep(_of_earlier_epoch(run_id, epoch), limit_s)
+
+
+def _sweep(matches: _Match, limit_s: float) -> int:
     end = time.monotonic() + limit_s
     while True:
-        found = _tagged(tags)
+        found = _matching(matches)
         if not found:
             return 0
         for pid in found:
-            _kill_if_still_tagged(pid, tags)
+            _kill_if_still_matching(pid, matches)
         if time.monotonic() >= end:
-            return len(_tagged(tags))
+            return len(_matching(matches))
         time.sleep(0.01)

@@ -6,7 +6,7 @@ slot process gets is its `SlotSetup`; a closed socket means that the other side
 is dead.
 
     rank: SlotSetup, SlotOrder*, CancelOrder, RecallOrders, StopSlot --> slot process
-    rank: <-- AttemptStarted, AttemptFinished, OrdersReturned, SlotStopped
+    rank: <-- AttemptStarted, AttemptFinished, OrdersReturned, SlotStopped, SlotTrouble
     rank: SlotWanted (with one end of a new socket pair) --> launcher
     rank: <-- SlotEnded, LauncherTrouble
 """
@@ -101,8 +101,14 @@ class SlotStopped(msgspec.Struct, frozen=True, tag="stopped", array_like=True):
     """Processes that could not be killed."""
 
 
+class SlotTrouble(msgspec.Struct, frozen=True, tag="trouble", array_like=True):
+    """The slot process met an internal error and is about to end."""
+
+    traceback: str
+
+
 ToSlot = SlotSetup | SlotOrder | CancelOrder | RecallOrders | StopSlot
-FromSlot = AttemptStarted | AttemptFinished | OrdersReturned | SlotStopped
+FromSlot = AttemptStarted | AttemptFinished | OrdersReturned | SlotStopped | SlotTrouble
 
 
 class SlotWanted(msgspec.Struct, frozen=True, tag="slot"):
@@ -128,7 +134,7 @@ class SlotEnded(msgspec.Struct, frozen=True, tag="ended"):
 
 
 class LauncherTrouble(msgspec.Struct, frozen=True, tag="trouble"):
-    """The launcher or a slot process met an internal error."""
+    """The launcher met an internal error and is about to end."""
 
     traceback: str
 

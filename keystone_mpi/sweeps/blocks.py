@@ -61,8 +61,8 @@ class AxisBlock:
     """A grid parameter."""
 
     def __init__(self, axis: Axis) -> None:
-        self.names = (axis.name,)
-        self.kinds = (axis.kind,)
+        self.names: tuple[str, ...] = (axis.name,)
+        self.kinds: tuple[Kind, ...] = (axis.kind,)
         self.size = axis.size
         self._axis = axis
         self._name = axis.name

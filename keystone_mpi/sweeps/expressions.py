@@ -29,30 +29,28 @@ from typing import Any
 import numpy as np
 
 from keystone_mpi.core.errors import SweepFileError
+from keystone_mpi.sweeps.arithmetic import (
+    COMPARISONS,
+    CONSTANTS,
+    FLOAT_FUNCTIONS,
+    FOREIGN_SYMBOLS,
+    FUNCTIONS,
+    KIND_WORDS,
+    NOT_IN_LANGUAGE,
+    ROUNDERS,
+    SYMBOLS,
+    in_words,
+    text_differs,
+    text_equal,
+    to_whole,
+    whole_power,
+    whole_product,
+    whole_sum,
+)
 from keystone_mpi.sweeps.values import DTYPES, LARGEST_INT, Array, Kind, describe, near_match
 
 LONGEST_TEXT = 2000
 DEEPEST_TREE = 100
-
-CONSTANTS: dict[str, Any] = {
-    "pi": math.pi,
-    "e": math.e,
-    "true": True,
-    "false": False,
-    "True": True,
-    "False": False,
-}
-FLOAT_FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "sqrt": np.sqrt,
-    "exp": np.exp,
-    "log": np.log,
-    "log10": np.log10,
-    "sin": np.sin,
-    "cos": np.cos,
-    "tan": np.tan,
-}
-ROUNDERS: dict[str, Callable[..., Any]] = {"floor": np.floor, "ceil": np.ceil, "round": np.rint}
-FUNCTIONS = ("abs", "min", "max", *FLOAT_FUNCTIONS, *ROUNDERS)
 
 Columns = Mapping[str, Array]
 Run = Callable[[Columns], Any]
@@ -93,12 +91,15 @@ class Expression:
         Kind of the result.
     names : frozenset of str
         The parameters that it uses.
+    can_fail : bool
+        False when it has a result for all values.
     """
 
     text: str
     kind: Kind
     names: frozenset[str]
     run: Run
+    can_fail: bool
 
     def evaluate(self, columns: Columns, count: int) -> Array:
         """Return one result per row of `columns`.
@@ -121,31 +122,19 @@ class Expression:
         return np.asarray(result, dtype=DTYPES[self.kind])
 
     def _row_by_row(self, columns: Columns, count: int) -> Array:
-        """Find the row at fault. None is: the guard of whole numbers is a bound over all rows, so use the rows."""
+        """Find the row at fault.
+
+        When no row is, the guard of whole numbers was too careful (it is a
+        bound over all rows): the rows' own results are the result.
+        """
         rows: list[Array] = []
         for row in range(count):
             here = {name: columns[name][row : row + 1] for name in self.names}
             try:
                 rows.append(self._evaluate(here, 1))
             except (FloatingPointError, OverflowError) as error:
-                raise PointError(row, _in_words(str(error))) from None
+                raise PointError(row, in_words(str(error))) from None
         return np.concatenate(rows)
-
-
-def _in_words(message: str) -> str:
-    """Translate numpy's floating-point messages."""
-    what, _, operation = message.partition(" encountered in ")
-    if not operation:
-        return message
-    if operation in ("divide", "floor_divide", "remainder"):
-        return "a result too large for a number" if what == "overflow" else "division by zero"
-    match what:
-        case "divide by zero":
-            return "zero to a negative power" if operation == "power" else f"{operation} of zero"
-        case "invalid value":
-            return f"{operation} of a value outside its domain"
-        case _:
-            return f"a result too large for a number (in {operation})"
 
 
 def compile_expression(text: str, kinds: Mapping[str, Kind], where: str) -> Expression:
@@ -181,7 +170,7 @@ def compile_expression(text: str, kinds: Mapping[str, Kind], where: str) -> Expr
     except (ValueError, MemoryError, RecursionError):
         raise SweepFileError(None, where, "the expression cannot be read: nested too deeply") from None
     node = _Compiler(kinds, where).compile(tree.body, 0)
-    return Expression(plain, node.kind, node.names, node.run)
+    return Expression(plain, node.kind, node.names, node.run, node.can_fail)
 
 
 def _hint(text: str) -> str:
@@ -190,23 +179,6 @@ def _hint(text: str) -> str:
     if "=" in text and not any(mark in text for mark in ("==", "<=", ">=", "!=")):
         return "write == to compare"
     return ""
-
-
-_NOT_IN_LANGUAGE: dict[type[ast.AST], str] = {
-    ast.Attribute: "attribute access (a.b)",
-    ast.Subscript: "indexing (a[b])",
-    ast.Lambda: "lambda",
-    ast.ListComp: "a comprehension",
-    ast.GeneratorExp: "a comprehension",
-    ast.JoinedStr: "an f-string",
-    ast.Dict: "a dictionary",
-    ast.Set: "a set",
-    ast.List: "a list outside of `in`",
-    ast.Tuple: "a list outside of `in`",
-    ast.NamedExpr: "an assignment",
-    ast.Starred: "unpacking (*a)",
-    ast.Await: "await",
-}
 
 
 class _Compiler:
@@ -257,7 +229,7 @@ class _Compiler:
                     raise self.error(f"{function.id}() takes no unpacked arguments (*a)")
                 return self._call(function.id, [self.compile(argument, depth) for argument in arguments])
             case _:
-                found = _NOT_IN_LANGUAGE.get(type(tree), type(tree).__name__)
+                found = NOT_IN_LANGUAGE.get(type(tree), type(tree).__name__)
                 raise self.error(f"{found} is not part of the arithmetic that is allowed here")
 
     def _constant(self, value: object) -> _Node:
@@ -295,7 +267,7 @@ class _Compiler:
     def _condition(self, node: _Node, use: str) -> _Node:
         if node.kind != "bool":
             raise self.error(
-                f"{use} joins conditions; found a {_WORD[node.kind]}", "compare it: x != 0, name == 'a'"
+                f"{use} joins conditions; found a {KIND_WORDS[node.kind]}", "compare it: x != 0, name == 'a'"
             )
         return node
 
@@ -328,11 +300,11 @@ class _Compiler:
                 raise self.error("~ is not part of the arithmetic that is allowed here", "write not")
 
     def _binary(self, operator: ast.operator, left: _Node, right: _Node) -> _Node:
-        if type(operator) not in _SYMBOLS:
-            mark = _FOREIGN_SYMBOLS.get(type(operator), "this operator")
+        if type(operator) not in SYMBOLS:
+            mark = FOREIGN_SYMBOLS.get(type(operator), "this operator")
             hint = {"^": "write ** for a power", "&": "write and", "|": "write or"}.get(mark, "")
             raise self.error(f"{mark} is not part of the arithmetic that is allowed here", hint)
-        symbol = _SYMBOLS[type(operator)]
+        symbol = SYMBOLS[type(operator)]
         left, right = self._number(left, symbol), self._number(right, symbol)
         whole = left.kind == "int" and right.kind == "int"
         names = left.names | right.names
@@ -342,11 +314,11 @@ class _Compiler:
                 function = np.add if symbol == "+" else np.subtract
                 can_fail = left.can_fail or right.can_fail
                 if whole:
-                    return _Node("int", lambda c: _whole_sum(function, a(c), b(c)), names, can_fail)
+                    return _Node("int", lambda c: whole_sum(function, a(c), b(c)), names, can_fail)
                 return _Node("float", lambda c: function(a(c), b(c)), names, can_fail)
             case "*":
                 if whole:
-                    return _Node("int", lambda c: _whole_product(a(c), b(c)), names, True)
+                    return _Node("int", lambda c: whole_product(a(c), b(c)), names, True)
                 return _Node("float", lambda c: np.multiply(a(c), b(c)), names, True)
             case "/":
                 return _Node("float", lambda c: np.divide(a(c), b(c)), names, True)
@@ -357,7 +329,7 @@ class _Compiler:
             case _:
                 if whole and right.literal is not None and 0 <= right.literal <= 63:
                     exponent = right.literal
-                    return _Node("int", lambda c: _whole_power(a(c), exponent), names, True)
+                    return _Node("int", lambda c: whole_power(a(c), exponent), names, True)
                 return _Node("float", lambda c: np.power(np.asarray(a(c), np.float64), b(c)), names, True)
 
     def _compare(
@@ -385,17 +357,17 @@ class _Compiler:
         return result
 
     def _link(self, operator: ast.cmpop, left: _Node, right: _Node) -> _Node:
-        if type(operator) not in _COMPARISONS:
+        if type(operator) not in COMPARISONS:
             raise self.error("`is` is not part of the arithmetic that is allowed here", "write ==")
-        function = _COMPARISONS[type(operator)]
+        function = COMPARISONS[type(operator)]
         text = [node.kind == "str" for node in (left, right)]
         if any(text):
             if not all(text):
                 other = left if text[1] else right
-                raise self.error(f"a text is compared with a {_WORD[other.kind]}; that is never true")
+                raise self.error(f"a text is compared with a {KIND_WORDS[other.kind]}; that is never true")
             if not isinstance(operator, ast.Eq | ast.NotEq):
                 raise self.error("text has no order; compare it with == or !=")
-            function = _text_equal if isinstance(operator, ast.Eq) else _text_differs
+            function = text_equal if isinstance(operator, ast.Eq) else text_differs
         a, b = left.run, right.run
         return _Node(
             "bool", lambda c: function(a(c), b(c)), left.names | right.names, left.can_fail or right.can_fail
@@ -465,51 +437,13 @@ class _Compiler:
             if only.kind == "int":
                 return only
             rounder = ROUNDERS[name]
-            return _Node("int", lambda c: _to_whole(rounder(first(c))), names, True)
+            return _Node("int", lambda c: to_whole(rounder(first(c))), names, True)
         function = FLOAT_FUNCTIONS[name]
         return _Node("float", lambda c: function(np.asarray(first(c), np.float64)), names, True)
 
 
-_WORD: dict[Kind, str] = {"int": "number", "float": "number", "str": "text", "bool": "condition"}
-
-_SYMBOLS: dict[type[ast.operator], str] = {
-    ast.Add: "+",
-    ast.Sub: "-",
-    ast.Mult: "*",
-    ast.Div: "/",
-    ast.FloorDiv: "//",
-    ast.Mod: "%",
-    ast.Pow: "**",
-}
-_FOREIGN_SYMBOLS: dict[type[ast.operator], str] = {
-    ast.BitXor: "^",
-    ast.BitAnd: "&",
-    ast.BitOr: "|",
-    ast.LShift: "<<",
-    ast.RShift: ">>",
-    ast.MatMult: "@",
-}
-_COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
-    ast.Eq: np.equal,
-    ast.NotEq: np.not_equal,
-    ast.Lt: np.less,
-    ast.LtE: np.less_equal,
-    ast.Gt: np.greater,
-    ast.GtE: np.greater_equal,
-}
-
-
-def _text_equal(a: Any, b: Any) -> Any:
-    result = a == b
-    return np.bool_(result) if isinstance(result, bool) else np.asarray(result, np.bool_)
-
-
-def _text_differs(a: Any, b: Any) -> Any:
-    return np.logical_not(_text_equal(a, b))
-
-
 def _short_circuit(conjunction: bool, left: _Node, right: _Node) -> _Node:
-    """``and``/``or``; the right side is evaluated only where the left does not decide, if it can fail at all."""
+    """``and``/``or``; a right side that can fail is evaluated only where the left does not decide."""
     names = left.names | right.names
     combine = np.logical_and if conjunction else np.logical_or
     if not right.can_fail:
@@ -528,39 +462,3 @@ def _short_circuit(conjunction: bool, left: _Node, right: _Node) -> _Node:
         return result
 
     return _Node("bool", run, names, True)
-
-
-def _extent(values: Any) -> int:
-    """Largest magnitude, exactly."""
-    if np.ndim(values) == 0:
-        return abs(int(values))
-    if len(values) == 0:
-        return 0
-    return max(-int(values.min()), int(values.max()), 0)
-
-
-_TOO_LARGE = "a whole number too large for 64 bits; multiply by 1.0 to get a float"
-
-
-def _whole_sum(function: Callable[[Any, Any], Any], a: Any, b: Any) -> Any:
-    if _extent(a) + _extent(b) > LARGEST_INT:
-        raise OverflowError(_TOO_LARGE)
-    return function(a, b)
-
-
-def _whole_product(a: Any, b: Any) -> Any:
-    if _extent(a) * _extent(b) > LARGEST_INT:
-        raise OverflowError(_TOO_LARGE)
-    return np.multiply(a, b)
-
-
-def _whole_power(a: Any, exponent: int) -> Any:
-    if _extent(a) ** exponent > LARGEST_INT:
-        raise OverflowError(_TOO_LARGE)
-    return np.power(a, np.int64(exponent))
-
-
-def _to_whole(values: Any) -> Any:
-    if np.any(np.abs(values) >= 2.0**63):
-        raise OverflowError(_TOO_LARGE)
-    return values.astype(np.int64)

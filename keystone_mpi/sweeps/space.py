@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +34,8 @@ from keystone_mpi.sweeps.values import DTYPES, REPLICATE, Array, Kind, Value, de
 
 CHUNK = 16384
 """Candidates that are evaluated together; fits the processor's cache."""
-CHUNKS_HELD = 8
+BYTES_HELD = 16 * 2**20
+"""Evaluated chunks that are kept; 2 bytes a passing candidate, so random access to 10^7 points stays fast."""
 MOST_CANDIDATES = 2**40
 MOST_FILTERED = 2**32
 """``where`` looks at every candidate once; beyond this it would take minutes."""
@@ -46,9 +47,15 @@ class _Chunk:
 
     start: int
     passing: Array | None
-    """Offsets that `where` lets through, in order; None: all."""
+    """Offsets (uint16) that `where` lets through, in order; None: all."""
     derived: dict[str, Array]
     """Derived columns of every candidate that passes, in the order of `passing`."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Return what the chunk holds."""
+        passing = 0 if self.passing is None else self.passing.nbytes
+        return 200 + passing + sum(column.nbytes for column in self.derived.values())
 
 
 class Space:
@@ -73,7 +80,8 @@ class Space:
 
     def __init__(self, spec: SpaceSpec, source_path: Path | None = None) -> None:
         self._path = source_path
-        blocks: list[Block] = [AxisBlock(make_axis(axis)) for axis in spec.params]
+        blocks: list[Block] = []
+        blocks += [AxisBlock(make_axis(axis)) for axis in spec.params]
         blocks += [RowsBlock(rows) for rows in spec.rows]
         if spec.sample is not None:
             blocks.append(SampleBlock(spec.sample))
@@ -83,12 +91,12 @@ class Space:
         for block in blocks:
             self._kinds.update(zip(block.names, block.kinds, strict=True))
         self._base_names = tuple(self._kinds)
-        self._derived: list[tuple[str, Expression]] = []
+        self.derived: list[tuple[str, Expression]] = []
         for name, text in spec.derived.items():
             expression = compile_expression(text, self._kinds, f"sweep.derived.{name}")
-            self._derived.append((name, expression))
+            self.derived.append((name, expression))
             self._kinds[name] = expression.kind
-        self.derived_names = tuple(name for name, _ in self._derived)
+        self.derived_names = tuple(name for name, _ in self.derived)
         self._where: Expression | None = None
         if spec.where:
             self._where = compile_expression(spec.where, self._kinds, "sweep.where")
@@ -109,7 +117,7 @@ class Space:
     def _closure(self, names: frozenset[str]) -> frozenset[str]:
         """Add what the derived ones among `names` are computed from."""
         wanted = set(names)
-        for name, expression in reversed(self._derived):
+        for name, expression in reversed(self.derived):
             if name in wanted:
                 wanted |= expression.names
         return frozenset(wanted)
@@ -139,6 +147,7 @@ class Space:
         self._passed_before: list[int] = [0]
         """Entry c: candidates that pass in the chunks before c; grows as chunks are counted."""
         self._held: OrderedDict[int, _Chunk] = OrderedDict()
+        self._held_bytes = 0
 
     # -- asking ---------------------------------------------------------------
 
@@ -157,6 +166,31 @@ class Space:
             self._count_chunks(len(self._passed_before))
         return self._passed_before[-1] == 0
 
+    def scan(self, wanted: frozenset[str]) -> Iterator[dict[str, Array]]:
+        """Yield the wanted columns of all points, chunk by chunk, without replicates.
+
+        Evaluates ``where`` and the wanted derived values at every point, so an
+        expression that has no result somewhere is found, and counts the points
+        on the way.
+        """
+        if self.candidates > MOST_FILTERED:
+            raise SweepFileError(
+                self._path,
+                "sweep.derived",
+                f"{self.candidates:,} combinations to look at; with derived values at most {MOST_FILTERED:,}",
+            )
+        needed = self._closure(wanted)
+        for number in range(self._chunk_count):
+            start, stop = self._bounds(number)
+            candidates = np.arange(start, stop, dtype=np.int64)
+            if self._where is not None:
+                columns = self._derive(candidates, self._needed_by_where)
+                candidates = candidates[self._mask(columns, candidates)]
+                if len(self._passed_before) == number + 1:
+                    self._passed_before.append(self._passed_before[-1] + len(candidates))
+            if len(candidates):
+                yield self._derive(candidates, needed)
+
     def kinds(self) -> dict[str, Kind]:
         """Return name -> kind of every column, in column order."""
         return dict(self._kinds)
@@ -172,15 +206,15 @@ class Space:
             candidate = rank
             if candidate >= self.candidates:
                 raise IndexError(f"point {k} of a sweep of {len(self)}")
-            if self._derived:
+            if self.derived:
                 number, row = divmod(candidate, CHUNK)
                 chunk = self._chunk(number)
         else:
-            number = self._chunk_of_rank(rank)
-            if number is None:
+            holder = self._chunk_of_rank(rank)
+            if holder is None:
                 raise IndexError(f"point {k} of a sweep of {len(self)}")
-            chunk = self._chunk(number)
-            row = rank - self._passed_before[number]
+            chunk = self._chunk(holder)
+            row = rank - self._passed_before[holder]
             assert chunk.passing is not None
             candidate = chunk.start + chunk.passing.item(row)
         params: dict[str, Value] = {}
@@ -219,7 +253,11 @@ class Space:
         other missing or additional name means another task.
         """
         given = {name: value for name, value in params.items() if name not in self.derived_names}
-        replicate = given.pop(REPLICATE, 0) if REPLICATE not in self._base_names else 0
+        replicate: Value = 0
+        if REPLICATE in self._base_names:
+            given.setdefault(REPLICATE, 0)
+        else:
+            replicate = given.pop(REPLICATE, 0)
         if (
             not isinstance(replicate, int)
             or not 0 <= replicate < self.repeat
@@ -255,6 +293,9 @@ class Space:
         if REPLICATE in names and REPLICATE not in self._base_names:
             names.discard(REPLICATE)
             replicates = columns[REPLICATE].astype(np.int64)
+        elif REPLICATE in self._base_names and REPLICATE not in names:
+            columns = {**columns, REPLICATE: replicates}
+            names.add(REPLICATE)
         if names != set(self._base_names):
             return np.full(count, -1, dtype=np.int64)
         candidates = np.zeros(count, dtype=np.int64)
@@ -284,7 +325,7 @@ class Space:
 
     def _select(self, ranks: Array) -> tuple[Array, dict[str, Array]]:
         """Return the candidates of ascending ranks, and their derived columns."""
-        if self._where is None and not self._derived:
+        if self._where is None and not self.derived:
             return ranks, {}
         if not len(ranks):
             return ranks, {name: np.empty(0, dtype=DTYPES[self._kinds[name]]) for name in self.derived_names}
@@ -303,7 +344,7 @@ class Space:
                 candidates.append(here)
             else:
                 rows = here - self._passed_before[number]
-                candidates.append(chunk.start + chunk.passing[rows])
+                candidates.append(np.int64(chunk.start) + chunk.passing[rows])
             for name, parts in derived.items():
                 parts.append(chunk.derived[name][rows])
         return np.concatenate(candidates), {name: np.concatenate(parts) for name, parts in derived.items()}
@@ -320,7 +361,7 @@ class Space:
             passing = self._chunk(number).passing
             assert passing is not None
             self._count_chunks(number + 1)
-            offsets = candidates[here] - number * CHUNK
+            offsets = (candidates[here] - number * CHUNK).astype(np.uint16)
             places = np.searchsorted(passing, offsets)
             found = places < len(passing)
             found[found] = passing[places[found]] == offsets[found]
@@ -342,8 +383,9 @@ class Space:
                 count = len(held.passing)
             else:
                 start, stop = self._bounds(number)
-                columns = self._evaluated(start, stop, self._needed_by_where)
-                count = int(np.count_nonzero(self._mask(columns, start, stop)))
+                candidates = np.arange(start, stop, dtype=np.int64)
+                columns = self._derive(candidates, self._needed_by_where)
+                count = int(np.count_nonzero(self._mask(columns, candidates)))
             before.append(before[-1] + count)
 
     def _chunk_of_rank(self, rank: int) -> int | None:
@@ -360,36 +402,36 @@ class Space:
         if held is not None:
             return held
         start, stop = self._bounds(number)
+        candidates = np.arange(start, stop, dtype=np.int64)
         passing: Array | None = None
         if self._where is not None:
-            columns = self._evaluated(start, stop, self._needed_by_where)
-            passing = np.flatnonzero(self._mask(columns, start, stop))
+            columns = self._derive(candidates, self._needed_by_where)
+            offsets = np.flatnonzero(self._mask(columns, candidates))
+            candidates = start + offsets
+            passing = offsets.astype(np.uint16)
         derived: dict[str, Array] = {}
-        if self._derived:
+        if self.derived:
             # Only points that are in the sweep: `where` may keep a derived value from failing.
-            candidates = np.arange(start, stop, dtype=np.int64) if passing is None else start + passing
             columns = self._derive(candidates, self._needed_by_derived)
             derived = {name: columns[name] for name in self.derived_names}
         chunk = _Chunk(start, passing, derived)
-        if len(self._held) >= CHUNKS_HELD:
-            self._held.popitem(last=False)
         self._held[number] = chunk
+        self._held_bytes += chunk.size_bytes
+        while self._held_bytes > BYTES_HELD and len(self._held) > 1:
+            _, oldest = self._held.popitem(last=False)
+            self._held_bytes -= oldest.size_bytes
         return chunk
-
-    def _evaluated(self, start: int, stop: int, wanted: frozenset[str]) -> dict[str, Array]:
-        return self._derive(np.arange(start, stop, dtype=np.int64), wanted)
 
     def _derive(self, candidates: Array, wanted: frozenset[str]) -> dict[str, Array]:
         """Return the wanted columns of candidates, derived ones included."""
         columns = self._take(candidates, wanted)
-        for name, expression in self._derived:
+        for name, expression in self.derived:
             if name in wanted:
                 columns[name] = self._evaluate(expression, columns, candidates, f"sweep.derived.{name}")
         return columns
 
-    def _mask(self, columns: dict[str, Array], start: int, stop: int) -> Array:
+    def _mask(self, columns: dict[str, Array], candidates: Array) -> Array:
         assert self._where is not None
-        candidates = np.arange(start, stop, dtype=np.int64)
         return self._evaluate(self._where, columns, candidates, "sweep.where")
 
     def _evaluate(
@@ -399,13 +441,13 @@ class Space:
             return expression.evaluate(columns, len(candidates))
         except PointError as error:
             values = ", ".join(
-                f"{name} = {describe(columns[name][error.position].item() if columns[name].dtype.kind != 'O' else columns[name][error.position])}"
+                f"{name} = {describe(columns[name][error.position : error.position + 1].tolist()[0])}"
                 for name in self._kinds
                 if name in expression.names
             )
             raise SweepFileError(
                 self._path,
                 where,
-                f"{describe(expression.text)} is {error.problem} at {values or 'every point'}",
-                "guard it: x != 0 and 1 / x < 5" if where == "sweep.where" else "drop such points with where",
+                f"{describe(expression.text)}: {error.problem}, at {values or 'every point'}",
+                "" if "too large" in error.problem else "a condition guards it: x != 0 and 1 / x < 5",
             ) from None

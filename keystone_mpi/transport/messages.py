@@ -7,8 +7,9 @@ transport (also between threads, so that both behave alike).
     worker: <------------------------- Welcome    master
     worker: <-- Assign, Recall, Cancel, Drain     master
     worker: AttemptsStarted, AttemptsFinished, TasksReturned --> master
-    worker: <-------------------------- Farewell  master
+    worker: <-------------------------- Farewell  master    (the work is over: stop the launcher)
     worker: Goodbye ----------------------------> master
+    worker: <-------------------------- Dismissal master    (the file is written: leave)
 """
 
 from __future__ import annotations
@@ -98,6 +99,10 @@ class Farewell(msgspec.Struct, frozen=True, tag="farewell"):
     grace_s: float = 0.0
 
 
+class Dismissal(msgspec.Struct, frozen=True, tag="dismissal"):
+    """Leave MPI. Comes when rank 0 is about to do so, since waiting in MPI_Finalize spins."""
+
+
 class AttemptStart(msgspec.Struct, frozen=True, array_like=True):
     index: int
     attempt: int
@@ -131,4 +136,4 @@ class Goodbye(msgspec.Struct, frozen=True, tag="goodbye"):
 
 
 FromWorker = Hello | AttemptsStarted | AttemptsFinished | TasksReturned | WorkerFailed | Goodbye
-ToWorker = Welcome | Assign | Recall | Cancel | Farewell
+ToWorker = Welcome | Assign | Recall | Cancel | Farewell | Dismissal

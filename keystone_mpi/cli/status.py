@@ -1,0 +1,223 @@
+"""`keystone-mpi status`: how far a run is, from any shell, while it runs or after.
+
+Rule: it takes no lock and disturbs nothing. Of a run that died it says so, and
+puts what the journal holds into the file, as the next start would.
+
+    open_run --> phase died? --> recover, open again --> table or one JSON object
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import msgspec
+
+from keystone_mpi.cli import wording
+from keystone_mpi.cli.main import EXIT_OK
+from keystone_mpi.cli.opening import find_output, open_run
+from keystone_mpi.core.errors import ClusterError, OutputError
+
+if TYPE_CHECKING:
+    from keystone_mpi.records.view import RunView
+
+GROUPS = 8
+"""Kinds of failure that are shown."""
+FAILURES_READ = 2000
+"""The latest failures, of which the kinds are made."""
+
+SENTENCES = {
+    "running": "is running",
+    "complete": "is complete",
+    "interrupted": "was stopped with work left; the same run command continues it",
+    "died": "died; nothing that was reported is lost, and the same run command continues it",
+}
+
+
+class FailureGroup(msgspec.Struct, frozen=True):
+    """Failures that say the same."""
+
+    error: str
+    count: int
+    tasks: list[str]
+    """The first few of them."""
+
+
+@click.command("status")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def command(file: Path, as_json: bool) -> int:
+    """Say how far the run that writes FILE is.
+
+    Works while it runs, after it ended and after it died; takes no lock.
+    """
+    view, recovery = open_recovered(file)
+    facts = collect_facts(view, recovery)
+    if as_json:
+        sys.stdout.write(msgspec.json.format(msgspec.json.encode(facts), indent=2).decode() + "\n")
+    else:
+        _print_facts(facts, view)
+    return EXIT_OK
+
+
+def open_recovered(file: Path) -> tuple[RunView, str]:
+    """Open a run; make the file of one that died whole first, and say what was done about it."""
+    from keystone_mpi.engine.columns import columns_from_spec
+    from keystone_mpi.records.view import recover
+
+    view = open_run(file)
+    if view.phase != "died":
+        return view, ""
+    try:
+        recovered = recover(find_output(file), columns_from_spec)
+    except (OSError, ClusterError, OutputError) as error:
+        # Reading works all the same: file and journal together hold everything.
+        return view, f"its journal could not be put into the file ({error}); the next start does it"
+    if not recovered:
+        return open_run(file), ""
+    return open_run(file), "its journal has been put into the file: nothing that was recorded is lost"
+
+
+def collect_facts(view: RunView, recovery: str = "") -> dict[str, Any]:
+    """Return what there is to say of a run, ready for JSON."""
+    counts = view.counts()
+    live = view.phase == "running" and view.lease is not None
+    said: dict[str, Any] = view.lease.status if live and view.lease is not None else {}
+    done = counts.completed + counts.failed
+    return {
+        "name": view.sweep_name,
+        "path": str(view.path),
+        "run_id": view.run_id,
+        "state": view.phase,
+        "total": counts.total,
+        "completed": counts.completed,
+        "failed": counts.failed,
+        "running": counts.running,
+        "pending": counts.pending,
+        "timed_out": counts.timed_out,
+        "out_of_memory": counts.out_of_memory,
+        "cancelled": counts.cancelled,
+        "all_complete": done == counts.total,
+        "all_succeeded": counts.completed == counts.total,
+        "starts": view.epoch,
+        "created": view.created,
+        "rate_per_s": said.get("rate_per_s"),
+        "eta_s": said.get("eta_s"),
+        "workers": said.get("workers"),
+        "slots": said.get("slots"),
+        "waiting": said.get("waiting") or [],
+        "problem": said.get("problem") or "",
+        "master": view.lease.holder() if live and view.lease is not None else "",
+        "draining": live and Path(f"{view.path}.drain").exists(),
+        "recovery": recovery,
+        "failures": group_failures(view) if counts.failed else [],
+    }
+
+
+def group_failures(view: RunView) -> list[FailureGroup]:
+    """Gather the latest failures by what they say, the most frequent first."""
+    groups: dict[str, list[str]] = {}
+    for failure in view.recent_failures(FAILURES_READ):
+        groups.setdefault(failure.error or failure.state.name.lower(), []).append(failure.task_id)
+    ordered = sorted(groups.items(), key=lambda item: -len(item[1]))
+    return [FailureGroup(error, len(tasks), tasks[:4]) for error, tasks in ordered[:GROUPS]]
+
+
+def _print_facts(facts: dict[str, Any], view: RunView) -> None:
+    """Print them for a person."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False, soft_wrap=True)
+    path = wording.path(facts["path"])
+    style = {"running": "cyan", "complete": "green"}.get(facts["state"], "yellow")
+    console.print(Text.assemble((facts["name"], "bold"), f" ({path}) ", (SENTENCES[facts["state"]], style)))
+    if facts["recovery"]:
+        console.print(Text(f"  {facts['recovery']}"))
+
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    total = facts["total"]
+    for name in ("total", "completed", "failed", "running", "pending"):
+        table.add_column(name, justify="right")
+    table.add_row(*(f"{facts[name]:,}" for name in ("total", "completed", "failed", "running", "pending")))
+    shares = ["", *(_share(facts[name], total) for name in ("completed", "failed", "running", "pending"))]
+    table.add_row(*shares, style="dim")
+    console.print(table)
+
+    console.print(Text(_pace_line(facts, view)))
+    if facts["problem"]:
+        console.print(Text(f"problem: {facts['problem']}", style="yellow"))
+    if facts["draining"]:
+        console.print(Text("asked to drain: what runs is finished, nothing more is started", style="yellow"))
+    for waiting in facts["waiting"]:
+        console.print(Text(f"waiting: {waiting['text']}"))
+    if facts["failures"]:
+        _print_failures(facts, path, console)
+
+
+def _print_failures(facts: dict[str, Any], path: str, console: Any) -> None:
+    """Print the kinds of failure and how to look into one."""
+    from rich.text import Text
+
+    causes = wording.joined(
+        f"{facts[name]:,} {said}"
+        for name, said in (
+            ("timed_out", "timed out"),
+            ("out_of_memory", "out of memory"),
+            ("cancelled", "cancelled"),
+        )
+        if facts[name]
+    )
+    console.print(Text(f"\n{facts['failed']:,} did not succeed{f' ({causes})' if causes else ''}:"))
+    for group in facts["failures"]:
+        tasks = ", ".join(group.tasks) + (", ..." if group.count > len(group.tasks) else "")
+        console.print(Text(f"  {group.count:>6,} x {group.error}  (task {tasks})"))
+    unsaid = facts["failed"] - sum(group.count for group in facts["failures"])
+    if unsaid > 0:
+        console.print(Text(f"  {unsaid:>6,} x other"))
+    example = facts["failures"][0].tasks[0]
+    console.print(Text(f"look at one: {wording.command('keystone-mpi', 'show', path, example)}"))
+    if facts["state"] != "running":
+        console.print(Text("run them again: the same run command with --retry-failed"))
+
+
+def _share(number: int, total: int) -> str:
+    """Say a share, never rounded up to all nor down to nothing."""
+    if not total or not number:
+        return "0%" if total else ""
+    percent = 100.0 * number / total
+    if percent < 1:
+        return "<1%"
+    return f"{int(percent)}%"
+
+
+def _pace_line(facts: dict[str, Any], view: RunView) -> str:
+    """Say how fast it is, or when it was."""
+    started = wording.local_time(facts["created"])
+    starts = wording.count(facts["starts"], "start")
+    if facts["state"] == "running":
+        eta_s = facts["eta_s"]
+        lease = view.lease
+        age = f"heard of {wording.duration(max(0.0, time.time() - lease.stamp))} ago" if lease else ""
+        return wording.joined(
+            (
+                wording.rate(facts["rate_per_s"] or 0.0),
+                f"about {wording.duration(eta_s)} left" if eta_s is not None else "",
+                wording.count(facts["workers"], "worker") if facts["workers"] else "",
+                wording.count(facts["slots"], "slot") if facts["slots"] else "",
+                f"first started {started} ({starts})",
+                f"{facts['master']}, {age}",
+            )
+        )
+    first, last = view.first_started, view.last_finished
+    return wording.joined(
+        (
+            f"first started {started} ({starts})",
+            f"last task ended {wording.local_time(last)}" if last == last else "",
+            f"{wording.duration(last - first)} from first to last" if last >= first else "",
+        )
+    )

@@ -1,0 +1,50 @@
+"""Parameter columns of the rows that a start of a run adds, for the store.
+
+Rule: made from the spec in the journal's header alone, so that the store
+process and a later recovery see what the master saw.
+
+    RunOpened.spec, RunOpened.added_points --(columns_from_spec)--> AddedColumns --> /params
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from keystone_mpi.sweeps.load import sweep_from_spec
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from keystone_mpi.sweeps.sweep import Sweep
+
+
+class AddedColumns:
+    """The store's `ColumnSource`: parameters of the rows that a start adds."""
+
+    def __init__(self, sweep: Sweep, added_points: list[tuple[int, int]]) -> None:
+        self._space = sweep.space
+        self._ranges = added_points
+
+    def kinds(self) -> dict[str, Any]:
+        """Parameter name -> kind of its column."""
+        return dict(self._space.kinds())
+
+    def columns(self, start: int, stop: int) -> dict[str, NDArray[Any]]:
+        """Parameters of the added rows `start` to `stop` (counted from the first added row)."""
+        parts: list[dict[str, NDArray[Any]]] = []
+        offset = 0
+        for first, last in self._ranges:
+            low, high = max(start, offset), min(stop, offset + last - first)
+            if low < high:
+                parts.append(self._space.columns(first + low - offset, first + high - offset))
+            offset += last - first
+        if len(parts) == 1:
+            return parts[0]
+        return {name: np.concatenate([part[name] for part in parts]) for name in (parts[0] if parts else {})}
+
+
+def columns_from_spec(spec: bytes, added_points: list[tuple[int, int]]) -> AddedColumns:
+    """Return the columns of the rows that `added_points` of a stored sweep stand for."""
+    return AddedColumns(sweep_from_spec(spec), added_points)

@@ -1,0 +1,278 @@
+"""Opening and closing one start of a run: lease, earlier death, plan, journal, store.
+
+Rule: nothing of an earlier start is touched before the lease is ours, and
+nothing is written at all when there is nothing to do. Every step that can be
+refused comes before the first write.
+
+    peek at the file --> acquire the lease --> recover a dead start --> plan
+      nothing to run --> release                                        |
+      open the journal (epoch + 1) --> committer, store process <-------'
+    close: RunClosed --> last batch --> remove journal, shards, drain file --> release
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from keystone_mpi.core.errors import OutputError, UserError
+from keystone_mpi.core.model import FINAL_STATES, TaskState, Why
+from keystone_mpi.engine.columns import columns_from_spec
+from keystone_mpi.engine.plan import PlanOptions, RunPlan, make_plan
+from keystone_mpi.engine.provenance import gather_provenance
+from keystone_mpi.engine.store_process import StoreClient
+from keystone_mpi.records import entries
+from keystone_mpi.records.committer import Committer
+from keystone_mpi.records.journal import JournalWriter, journal_path
+from keystone_mpi.records.lease import Lease, acquire, read_lease
+
+if TYPE_CHECKING:
+    from keystone_mpi.records.view import RunView
+    from keystone_mpi.sweeps.sweep import Sweep
+
+
+class SessionOptions(msgspec.Struct, frozen=True):
+    """How to treat an output that exists."""
+
+    output_path: Path
+    """Absolute."""
+    retry_failed: bool = False
+    accept_changed: bool = False
+    fresh: bool = False
+    resume: bool = False
+    """The user says aloud that there is something to continue: a missing file is a mistake."""
+
+
+class Session:
+    """One opened start of a run; `close` ends it.
+
+    Attributes
+    ----------
+    plan : RunPlan
+        What is to run.
+    run_id, epoch : str, int
+        Identity of the run and number of this start.
+    lease, committer, store
+        None when there is nothing to do.
+    """
+
+    def __init__(
+        self,
+        options: SessionOptions,
+        plan: RunPlan,
+        *,
+        run_id: str,
+        epoch: int,
+        lease: Lease,
+        notices: list[str],
+    ) -> None:
+        self.options = options
+        self.plan = plan
+        self.run_id = run_id
+        self.epoch = epoch
+        self.lease = lease
+        self.notices = notices
+        self.committer: Committer | None = None
+        self.store: StoreClient | None = None
+
+    @property
+    def output_path(self) -> Path:
+        """The HDF5 file."""
+        return self.options.output_path
+
+    @property
+    def nothing_to_do(self) -> bool:
+        """Every task of the sweep has its final state already."""
+        return self.plan.to_run == 0
+
+    def counts_before(self) -> tuple[int, int]:
+        """Return how many tasks had succeeded and failed before, leaving out what runs again."""
+        base = self.plan.base
+        if base is None:
+            return 0, 0
+        states = base.states
+        succeeded = int((states == TaskState.SUCCESS).sum())
+        final = sum(int((states == state).sum()) for state in FINAL_STATES)
+        put_back = sum(1 for _ in self.plan.put_back_rows())
+        return succeeded, final - succeeded - put_back
+
+    def begin(self, command_line: list[str], on_progress: Callable[[], None]) -> None:
+        """Open the journal and start the store process.
+
+        Parameters
+        ----------
+        command_line : list of str
+            Recorded as provenance.
+        on_progress : callable
+            Called from the committer's thread when more is durable.
+        """
+        plan = self.plan
+        base = plan.base
+        writer = JournalWriter(journal_path(self.output_path), create=True)
+        self.committer = Committer(writer, on_progress=on_progress)
+        opened_at = time.time()
+        first: list[entries.Entry] = [
+            entries.RunOpened(
+                format_version=entries.JOURNAL_FORMAT,
+                run_id=self.run_id,
+                epoch=self.epoch,
+                opened=opened_at,
+                created=opened_at if base is None else base.created,
+                task_count=plan.task_count,
+                base_generation="" if base is None else base.generation,
+                base_task_count=plan.base_task_count,
+                added_points=plan.added_points,
+                spec=plan.sweep.spec,
+                sweep_text=plan.sweep.text,
+                sweep_name=plan.sweep.name,
+                fingerprint=plan.sweep.fingerprint,
+                provenance=gather_provenance(command_line),
+            )
+        ]
+        first += [
+            entries.TaskEnded(index=row, state=TaskState.PENDING, why=Why.NONE, error="", at=opened_at)
+            for row in plan.put_back_rows()
+        ]
+        first += [
+            entries.TaskEnded(
+                index=row,
+                state=TaskState.CANCELLED,
+                why=Why.NOT_IN_SWEEP,
+                error="the sweep file no longer contains it",
+                at=opened_at,
+            )
+            for row in plan.dropped_rows()
+        ]
+        self.committer.submit(first)
+        self.store = StoreClient(self.output_path)
+
+    def close(self, *, state: str, reason: str, timeout_s: float) -> str:
+        """End this start in order.
+
+        Returns
+        -------
+        str
+            Why the results are not all in the HDF5 file yet; empty when they
+            are, and the journal is gone.
+        """
+        from keystone_mpi.records.store import finish
+
+        assert self.committer is not None
+        assert self.store is not None
+        self.committer.submit([entries.RunClosed(state=state, reason=reason, at=time.time())])
+        if not self.committer.close(timeout_s):
+            self.store.close()
+            self.lease.release()
+            return self.committer.problem or "the journal could not be synced in time"
+        result = self.store.finish(timeout_s)
+        if not result.problem:
+            finish(self.output_path)
+        self.lease.release()
+        return result.problem
+
+    def abandon(self) -> None:
+        """Leave at once after an error: the journal keeps what it has, the next start goes on."""
+        if self.store is not None:
+            self.store.close()
+        if self.committer is not None:
+            self.committer.close(timeout_s=5.0)
+        self.lease.release()
+
+
+def open_session(sweep: Sweep, options: SessionOptions) -> Session:
+    """Take hold of the output and find out what is to run; writes nothing but the lease.
+
+    Raises
+    ------
+    OutputError
+        The output is not ours, belongs to another sweep, or its folder cannot
+        be written.
+    LeaseHeldError
+        Another master is at work on it.
+    """
+    output_path = options.output_path
+    _check_folder(output_path)
+    notices: list[str] = []
+    earlier = _peek(output_path)
+    if earlier is None and options.resume:
+        raise OutputError(f"{output_path}: there is nothing to resume (run without --resume to start)")
+    holder = read_lease(output_path)
+    run_id = secrets.token_hex(8) if earlier is None or options.fresh else earlier.run_id
+    epoch = 1 if earlier is None or options.fresh else earlier.epoch + 1
+    lease = acquire(output_path, run_id=run_id, epoch=epoch, job_id=_job_id())
+    try:
+        if holder is not None:
+            notices.append(f"took over from {holder.holder()}, which is gone")
+        base = _recovered(output_path, lease, earlier)
+        if base is not None and options.fresh:
+            notices.append(f"the old results are now {_move_aside(output_path).name}")
+            base = None
+        plan = make_plan(
+            sweep,
+            base,
+            PlanOptions(retry_failed=options.retry_failed, accept_changed=options.accept_changed),
+        )
+    except BaseException:
+        lease.release()
+        raise
+    return Session(options, plan, run_id=run_id, epoch=epoch, lease=lease, notices=notices)
+
+
+def plan_only(sweep: Sweep, options: SessionOptions) -> RunPlan:
+    """Return what `open_session` would plan, without taking or writing anything (``--dry-run``)."""
+    base = None if options.fresh else _peek(options.output_path)
+    return make_plan(
+        sweep, base, PlanOptions(retry_failed=options.retry_failed, accept_changed=options.accept_changed)
+    )
+
+
+def _check_folder(output_path: Path) -> None:
+    folder = output_path.parent
+    if not folder.is_dir():
+        raise OutputError(f"{folder}: the folder for the results does not exist (mkdir -p {folder})")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(
+            f"{folder}: the folder for the results cannot be written (-o FILE writes elsewhere)"
+        )
+    if output_path.is_dir():
+        raise OutputError(f"{output_path}: is a folder, not a results file (-o FILE writes elsewhere)")
+
+
+def _peek(output_path: Path) -> RunView | None:
+    from keystone_mpi.records.view import open_view
+
+    if not output_path.exists() and not journal_path(output_path).exists():
+        return None
+    return open_view(output_path, columns_from_spec)
+
+
+def _recovered(output_path: Path, lease: Lease, earlier: RunView | None) -> RunView | None:
+    """Fold what a dead start left, and read the file as it is now that nobody else writes it."""
+    from keystone_mpi.records.view import open_view, recover
+
+    if earlier is None and not output_path.exists() and not journal_path(output_path).exists():
+        return None
+    recover(output_path, columns_from_spec, lease=lease)
+    if not output_path.exists():
+        return None
+    return open_view(output_path, columns_from_spec)
+
+
+def _move_aside(output_path: Path) -> Path:
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    target = output_path.with_name(f"{output_path.stem}.{stamp}{output_path.suffix}")
+    if target.exists():
+        raise UserError(f"{target}: exists already; wait a second and try again")
+    os.rename(output_path, target)
+    return target
+
+
+def _job_id() -> str:
+    return os.environ.get("SLURM_JOB_ID", "") or os.environ.get("PBS_JOBID", "")

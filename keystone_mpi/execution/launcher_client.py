@@ -1,0 +1,538 @@
+"""The rank's side of its launcher and slot processes.
+
+Rule: single-threaded and never blocking in `submit` and `read_events`; one
+descriptor (an epoll) tells the worker loop that something happened. Every order
+that was submitted comes back exactly once: in `AttemptFinished` or in
+`OrdersReturned`, whoever is killed.
+
+    start()  configure()  submit(slot, orders)  cancel()  recall()  -- read_events() --  close()
+
+    slot process dead     --> SlotLost + its running attempt WORKER_LOST + the rest returned
+    launcher dead         --> slots told to end, sweep by tag, another launcher, LauncherRestarted,
+                              and for every slot as above
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import select
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+import msgspec
+
+import keystone_mpi
+from keystone_mpi.core.errors import ClusterError, InternalError
+from keystone_mpi.core.model import AttemptReport, Outcome, Why
+from keystone_mpi.execution.processes import sweep_by_tag
+from keystone_mpi.execution.slot_messages import (
+    AttemptFinished as _Finished,
+)
+from keystone_mpi.execution.slot_messages import (
+    AttemptStarted as _Started,
+)
+from keystone_mpi.execution.slot_messages import (
+    CancelOrder,
+    FrameChannel,
+    FromLauncher,
+    FromSlot,
+    LauncherTrouble,
+    RecallOrders,
+    SlotEnded,
+    SlotOrder,
+    SlotSetup,
+    SlotStopped,
+    SlotTrouble,
+    SlotWanted,
+    StopSlot,
+    ToSlot,
+)
+from keystone_mpi.execution.slot_messages import (
+    OrdersReturned as _Returned,
+)
+from keystone_mpi.tools.recipe import Recipe
+
+
+class AttemptStarted(msgspec.Struct, frozen=True):
+    """An attempt has been running for a fraction of a second."""
+
+    slot: int
+    index: int
+    attempt: int
+    at: float
+    """Seconds since the epoch."""
+
+
+class AttemptFinished(msgspec.Struct, frozen=True):
+    slot: int
+    report: AttemptReport
+
+
+class OrdersReturned(msgspec.Struct, frozen=True):
+    """Orders that did not start: asked for by `recall`, or their slot process is gone."""
+
+    slot: int
+    keys: list[tuple[int, int]]
+
+
+class SlotLost(msgspec.Struct, frozen=True):
+    """A slot process died; the next submit to the slot starts another."""
+
+    slot: int
+    reason: str
+
+
+class LauncherRestarted(msgspec.Struct, frozen=True):
+    """The launcher died and another was started."""
+
+    reason: str
+
+
+SlotEvent = AttemptStarted | AttemptFinished | OrdersReturned | SlotLost | LauncherRestarted
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode_slot = msgspec.msgpack.Decoder(list[FromSlot]).decode
+_decode_launcher = msgspec.msgpack.Decoder(FromLauncher).decode
+
+_SOCKET_BUFFER_BYTES = 1 << 20
+_RESTARTS_WINDOW_S = 10.0
+_RESTARTS_LIMIT = 10
+
+_BOOT = (
+    "import sys; sys.path[:0] = sys.argv[2:]; "
+    "from keystone_mpi.execution.launcher import main; sys.exit(main(int(sys.argv[1])))"
+)
+
+
+class _Slot:
+    """One slot as the rank sees it; `generation` names its present slot process."""
+
+    __slots__ = ("channel", "ended", "generation", "orders", "stopped", "trouble")
+
+    def __init__(self, channel: FrameChannel, generation: int) -> None:
+        self.channel = channel
+        self.generation = generation
+        self.orders: dict[tuple[int, int], SlotOrder] = {}
+        """Submitted and not yet come back, oldest first."""
+        self.stopped = False
+        """It said goodbye."""
+        self.ended: SlotEnded | None = None
+        self.trouble = ""
+
+
+class LauncherClient:
+    """Starts and speaks to this rank's launcher.
+
+    Examples
+    --------
+    >>> client = LauncherClient()                                   # doctest: +SKIP
+    >>> client.start()                      # before MPI_Init       # doctest: +SKIP
+    >>> client.configure(recipes=recipes, run_id=run_id, epoch=1, worker=3, output_path=path)  # doctest: +SKIP
+    >>> client.submit(0, [SlotOrder(0, 1, launch)])                 # doctest: +SKIP
+    >>> events = client.read_events(timeout_s=1.0)                  # doctest: +SKIP
+    """
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._control: socket.socket | None = None
+        self._epoll = select.epoll()
+        self._setup: SlotSetup | None = None
+        self._slots: dict[int, _Slot] = {}
+        self._slot_of_fd: dict[int, int] = {}
+        self._generation = 0
+        self._events: list[SlotEvent] = []
+        self._scratch_root = ""
+        self._restarts: list[float] = []
+        self._trouble = ""
+        self._closing = False
+        self.left_behind = 0
+        """Processes that slot processes could not kill."""
+
+    # -- start and end
+
+    def start(self) -> None:
+        """Start the launcher and return at once; call it before MPI_Init.
+
+        Raises
+        ------
+        ClusterError
+            The process cannot be started.
+        """
+        if self._process is not None:
+            return
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            self._process = subprocess.Popen(
+                _launcher_argv(theirs.fileno()),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                close_fds=True,
+                pass_fds=(theirs.fileno(),),
+                start_new_session=True,
+            )
+        except OSError as problem:
+            ours.close()
+            raise ClusterError(
+                f"the launcher process cannot be started ({sys.executable}): {problem.strerror}; "
+                "look at the limits on processes and memory (ulimit -u, ulimit -v)"
+            ) from problem
+        finally:
+            theirs.close()
+        self._control = ours
+        self._scratch_root = os.path.join(
+            local_scratch_path(), f"keystone-{os.getuid()}-{secrets.token_hex(8)}"
+        )
+        self._epoll.register(ours.fileno(), select.EPOLLIN)
+
+    @property
+    def launcher_pid(self) -> int:
+        """Pid of the launcher, 0 when there is none."""
+        return self._process.pid if self._process is not None else 0
+
+    def configure(
+        self,
+        *,
+        recipes: Sequence[Recipe],
+        run_id: str,
+        epoch: int,
+        worker: int,
+        output_path: str,
+        cpus: Sequence[int] = (),
+    ) -> None:
+        """Say what all orders have in common; once, before the first `submit`.
+
+        Parameters
+        ----------
+        recipes : sequence of Recipe
+            What `SlotOrder.recipe` points into.
+        run_id, epoch, worker
+            Identity of the run and of this worker; solvers carry them in their environment.
+        output_path : str
+            Absolute path of the HDF5 file.
+        cpus : sequence of int
+            Logical cpus for orders that name none; empty: the launcher's affinity.
+        """
+        if self._setup is not None:
+            raise InternalError("LauncherClient.configure was called twice")
+        self._setup = SlotSetup(
+            slot=0,
+            run_id=run_id,
+            epoch=epoch,
+            worker=worker,
+            output_path=output_path,
+            recipes=list(recipes),
+            cpus=tuple(cpus),
+        )
+
+    def close(self, grace_s: float = 0.0) -> int:
+        """Kill what runs, end slot processes and launcher.
+
+        Reports that come in meanwhile are kept for `read_events`.
+
+        Parameters
+        ----------
+        grace_s : float
+            Between SIGTERM and SIGKILL of running solvers; their recipe's own grace if that is shorter.
+
+        Returns
+        -------
+        int
+            Processes left behind; 0 unless something is very wrong.
+        """
+        self._closing = True
+        for slot in self._slots.values():
+            self._send(slot, [StopSlot(grace_s)])
+        deadline = time.monotonic() + grace_s + 15.0
+        while self._slots and time.monotonic() < deadline:
+            self._poll(max(0.0, min(0.5, deadline - time.monotonic())))
+        for number in list(self._slots):
+            self._lose(number, "it did not stop")
+        self._end_launcher()
+        left = self.left_behind
+        if self._setup is not None:
+            left = sweep_by_tag(self._setup.run_id, self._setup.worker)
+        self._epoll.close()
+        return left
+
+    def _end_launcher(self) -> None:
+        if self._control is not None:
+            self._control.close()
+            self._control = None
+        if self._process is not None:
+            try:
+                self._process.wait(10.0)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+            self._process = None
+        if self._scratch_root:
+            shutil.rmtree(self._scratch_root, ignore_errors=True)
+
+    # -- what the worker loop uses
+
+    def fileno(self) -> int:
+        """Return one descriptor that is readable when `read_events` has something to do."""
+        return self._epoll.fileno()
+
+    def filenos(self) -> list[int]:
+        """Return the descriptors to wait on: only `fileno`."""
+        return [self._epoll.fileno()]
+
+    def submit(self, slot: int, orders: Sequence[SlotOrder]) -> None:
+        """Queue orders on a slot; its slot process runs them one after the other.
+
+        Parameters
+        ----------
+        slot : int
+            Any number; its slot process is forked with the first order.
+        orders : sequence of SlotOrder
+            In the order in which they are to run.
+        """
+        if not orders:
+            return
+        state = self._slots.get(slot)
+        if state is None:
+            state = self._open_slot(slot)
+        for order in orders:
+            state.orders[order.key] = order
+        self._send(state, orders)
+
+    def cancel(self, slot: int, index: int, attempt: int, interrupted: bool = False) -> None:
+        """Stop an attempt, started or not; its report comes as an event."""
+        state = self._slots.get(slot)
+        if state is not None:
+            self._send(state, [CancelOrder(index, attempt, interrupted)])
+
+    def recall(self, slot: int, keys: list[tuple[int, int]] | None = None) -> None:
+        """Ask for the orders that have not started; answered by one `OrdersReturned` per call."""
+        state = self._slots.get(slot)
+        if state is None:
+            self._events.append(OrdersReturned(slot, []))
+        else:
+            self._send(state, [RecallOrders(keys)])
+
+    def outstanding(self, slot: int) -> list[tuple[int, int]]:
+        """Keys of the orders that have not come back from a slot, oldest first."""
+        state = self._slots.get(slot)
+        return list(state.orders) if state is not None else []
+
+    def read_events(self, timeout_s: float = 0.0) -> list[SlotEvent]:
+        """Return what happened; waits up to `timeout_s` when nothing has.
+
+        Raises
+        ------
+        ClusterError
+            The launcher dies again and again, or cannot be started any more.
+        """
+        if not self._epoll.closed:
+            self._poll(0.0 if self._events else timeout_s)
+        events, self._events = self._events, []
+        return events
+
+    # -- inside
+
+    def _open_slot(self, number: int) -> _Slot:
+        if self._setup is None:
+            raise InternalError("LauncherClient.submit was called before configure")
+        ours, theirs = socket.socketpair()
+        for end in (ours, theirs):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER_BYTES)
+        self._generation += 1
+        wanted = SlotWanted(number, self._generation, os.path.join(self._scratch_root, str(self._generation)))
+        state = _Slot(FrameChannel(ours), self._generation)
+        self._slots[number] = state
+        self._slot_of_fd[ours.fileno()] = number
+        self._epoll.register(ours.fileno(), select.EPOLLIN)
+        try:
+            if self._control is not None:
+                socket.send_fds(self._control, [_encode(wanted)], [theirs.fileno()])
+        except OSError:
+            # A dead launcher is found, and the slot's orders are given back, by the next read_events.
+            pass
+        finally:
+            theirs.close()
+        self._send(state, [msgspec.structs.replace(self._setup, slot=number)])
+        return state
+
+    def _send(self, slot: _Slot, messages: Sequence[ToSlot]) -> None:
+        channel = slot.channel
+        channel.send(_encode(messages))
+        if channel.unsent_bytes:
+            self._epoll.modify(channel.fileno(), select.EPOLLIN | select.EPOLLOUT)
+
+    def _poll(self, timeout_s: float) -> None:
+        launcher_spoke = False
+        for fd, mask in self._epoll.poll(timeout_s):
+            if self._control is not None and fd == self._control.fileno():
+                launcher_spoke = True
+                continue
+            number = self._slot_of_fd.get(fd)
+            if number is None:
+                continue
+            state = self._slots[number]
+            if mask & select.EPOLLOUT and state.channel.flush():
+                self._epoll.modify(fd, select.EPOLLIN)
+            if mask & ~select.EPOLLOUT:
+                self._hear_slot(number, state)
+        if launcher_spoke:
+            self._hear_launcher()
+
+    def _hear_slot(self, number: int, state: _Slot) -> None:
+        events = self._events
+        for frame in state.channel.receive():
+            for message in _decode_slot(frame):
+                match message:
+                    case _Finished():
+                        report = message.report
+                        state.orders.pop((report.index, report.attempt), None)
+                        events.append(AttemptFinished(number, report))
+                    case _Started():
+                        events.append(AttemptStarted(number, message.index, message.attempt, message.at))
+                    case _Returned():
+                        for key in message.keys:
+                            state.orders.pop(key, None)
+                        events.append(OrdersReturned(number, message.keys))
+                    case SlotStopped():
+                        state.stopped = True
+                        self.left_behind += message.left_behind
+                    case SlotTrouble():
+                        state.trouble = message.traceback.strip().splitlines()[-1]
+                    case _:
+                        raise InternalError(f"unknown message {message!r} from slot {number}")
+        if state.channel.closed:
+            self._epoll.unregister(state.channel.fileno())
+            del self._slot_of_fd[state.channel.fileno()]
+            state.channel.close()
+            # What killed it, and that nothing is left of it, the launcher says.
+            if state.ended is not None or self._closing or self._control is None:
+                self._bury(number, state)
+
+    def _hear_launcher(self) -> None:
+        while self._control is not None:
+            try:
+                data = self._control.recv(1 << 18, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            if not data:
+                self._replace_launcher()
+                return
+            message = _decode_launcher(data)
+            match message:
+                case SlotEnded():
+                    state = self._slots.get(message.slot)
+                    if state is None or state.generation != message.generation:
+                        continue
+                    state.ended = message
+                    if not state.channel.closed:
+                        # What it sent before its end is still in the socket.
+                        self._hear_slot(message.slot, state)
+                    if message.slot in self._slots and self._slots[message.slot] is state:
+                        self._drop_channel(state)
+                        self._bury(message.slot, state)
+                case LauncherTrouble():
+                    self._trouble = message.traceback.strip().splitlines()[-1]
+                case _:
+                    raise InternalError(f"unknown message {message!r} from the launcher")
+
+    def _drop_channel(self, state: _Slot) -> None:
+        fd = state.channel.fileno()
+        if fd >= 0:
+            self._epoll.unregister(fd)
+            del self._slot_of_fd[fd]
+            state.channel.close()
+
+    def _bury(self, number: int, state: _Slot) -> None:
+        ended = state.ended
+        if ended is not None and ended.error:
+            reason = ended.error
+        elif state.trouble:
+            reason = f"its slot process failed: {state.trouble}"
+        elif ended is not None and ended.signal:
+            reason = f"its slot process was killed (signal {ended.signal})"
+        elif ended is not None and ended.exit_code:
+            reason = f"its slot process ended with exit code {ended.exit_code}"
+        else:
+            reason = "its slot process is gone"
+        self._lose(number, reason)
+
+    def _lose(self, number: int, reason: str) -> None:
+        """Forget a slot process: the oldest order ran and is lost, the others come back."""
+        state = self._slots.pop(number)
+        self._drop_channel(state)
+        if state.stopped and not state.orders:
+            return
+        keys = list(state.orders)
+        if not state.stopped:
+            self._events.append(SlotLost(number, reason))
+        if self._closing:
+            # Stopped on request: what did not report had not begun, or its report is lost with it.
+            self._events.append(OrdersReturned(number, keys))
+            return
+        if keys:
+            index, attempt = keys.pop(0)
+            report = AttemptReport(
+                index, attempt, Outcome.WORKER_LOST, finished=time.time(), why=Why.LOST_WORKER, error=reason
+            )
+            self._events.append(AttemptFinished(number, report))
+        if keys:
+            self._events.append(OrdersReturned(number, keys))
+
+    def _replace_launcher(self) -> None:
+        """The launcher is dead: end its slot processes, kill what they leave, start another."""
+        assert self._control is not None
+        self._epoll.unregister(self._control.fileno())
+        self._control.close()
+        self._control = None
+        status = self._process.wait() if self._process is not None else 0
+        self._process = None
+        reason = self._trouble or (
+            f"the launcher was killed (signal {-status})" if status < 0 else f"the launcher ended ({status})"
+        )
+        self._trouble = ""
+        for number in list(self._slots):
+            state = self._slots[number]
+            if not state.channel.closed:
+                self._hear_slot(number, state)
+        for number in list(self._slots):
+            self._lose(number, reason)
+        if self._setup is not None:
+            sweep_by_tag(self._setup.run_id, self._setup.worker)
+        if self._closing:
+            return
+        now = time.monotonic()
+        self._restarts = [at for at in self._restarts if now - at < _RESTARTS_WINDOW_S]
+        self._restarts.append(now)
+        if len(self._restarts) > _RESTARTS_LIMIT:
+            raise ClusterError(f"the launcher died {len(self._restarts)} times in {_RESTARTS_WINDOW_S:g} s: {reason}")
+        self.start()
+        self._events.append(LauncherRestarted(reason))
+
+
+def local_scratch_path() -> str:
+    """Return the node's own disk: ``$SLURM_TMPDIR``, ``$TMPDIR`` or ``/tmp``, whichever can be written."""
+    for name in (os.environ.get("SLURM_TMPDIR"), os.environ.get("TMPDIR"), "/tmp"):
+        if name and os.path.isdir(name) and os.access(name, os.W_OK | os.X_OK):
+            return os.path.abspath(name)
+    return os.getcwd()
+
+
+def _launcher_argv(control_fd: int) -> list[str]:
+    """Build the launcher's command: no site packages are looked through, only the two that it needs are named."""
+    msgspec_spec = find_spec("msgspec")
+    if msgspec_spec is None or msgspec_spec.origin is None or keystone_mpi.__file__ is None:
+        raise InternalError("keystone_mpi or msgspec has no file; the launcher cannot import them")
+    folders = [
+        str(Path(keystone_mpi.__file__).resolve().parent.parent),
+        str(Path(msgspec_spec.origin).resolve().parent.parent),
+    ]
+    return [sys.executable, "-I", "-S", "-X", "utf8", "-c", _BOOT, str(control_fd), *folders]

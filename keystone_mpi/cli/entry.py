@@ -4,7 +4,7 @@ Rule: a rank other than 0 never loads the command line (no click, rich, h5py),
 never prints, and always exits with 0; rank 0 speaks for the run.
 
     environment --> no launcher, or rank 0 --> cli.main --> exit code
-                --> another rank, "run"    --> engine.run.serve_as_worker --> 0
+                --> another rank, "run"    --> engine.serving.serve_as_worker --> 0
                 --> another rank, else     --> 0
 """
 
@@ -31,7 +31,7 @@ def main() -> None:
     if runs and promised.launcher is not None and "keystone_mpi.transport.mpi" not in sys.modules:
         # The other ranks wait for work that will not come: a usage error, --help, --dry-run.
         from keystone_mpi.core.errors import LauncherMismatchError
-        from keystone_mpi.engine.run import send_workers_home
+        from keystone_mpi.engine.serving import send_workers_home
 
         try:
             send_workers_home(promised)
@@ -43,7 +43,7 @@ def main() -> None:
 def _serve() -> None:
     """Be a worker rank."""
     from keystone_mpi.core.errors import LauncherMismatchError
-    from keystone_mpi.engine.run import serve_as_worker
+    from keystone_mpi.engine.serving import serve_as_worker
     from keystone_mpi.execution.environment import launcher_environment
 
     # The master decides what a signal to the whole job means.

@@ -79,11 +79,12 @@ class WorkerPool:
         return worker
 
     def lose(self, worker: Worker) -> None:
-        """Take out a worker that holds nothing any more."""
+        """Take out a worker; what it has is the caller's to settle."""
         del self.workers[worker.number]
         worker.alive = False
         self.slots -= worker.slots
         self.idle_cores -= worker.free_cores
+        self.backlogged -= len(worker.backlog)
 
     def note_grown(self, worker: Worker) -> None:
         """Have the next pass look at the worker."""

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from keystone_mpi.core.actions import Finish, FinishReason
-from keystone_mpi.core.errors import ClusterError, LauncherMismatchError
 from keystone_mpi.core.scheduler import Scheduler
 from keystone_mpi.engine.master import Master
 from keystone_mpi.engine.observer import RunClosing, RunInfo, RunObserver
+from keystone_mpi.engine.serving import send_workers_home
 from keystone_mpi.engine.session import Session, SessionOptions, open_session
 from keystone_mpi.engine.stopping import StopRequests
 from keystone_mpi.engine.worker import Worker
@@ -30,7 +30,7 @@ from keystone_mpi.execution.environment import Promised
 from keystone_mpi.execution.launcher_client import LauncherClient
 from keystone_mpi.execution.slots import detect
 from keystone_mpi.transport.local import LocalHub, LocalMaster
-from keystone_mpi.transport.messages import Dismissal, Farewell, Goodbye
+from keystone_mpi.transport.messages import Dismissal
 
 if TYPE_CHECKING:
     from keystone_mpi.sweeps.sweep import Sweep
@@ -98,29 +98,6 @@ def run_sweep(sweep: Sweep, options: RunOptions, observer: RunObserver, promised
     except BaseException:
         session.abandon()
         raise
-
-
-def send_workers_home(promised: Promised) -> None:
-    """Let the other ranks leave in order when the master has no work for them."""
-    if promised.launcher is None:
-        return
-    from keystone_mpi.transport.mpi import MpiMaster, MpiWorld
-
-    world = MpiWorld(promised.size)
-    world.node_place()
-    transport = MpiMaster(world)
-    absent = set(transport.workers)
-    for worker in transport.workers:
-        transport.send(worker, Farewell())
-    deadline = time.monotonic() + FAREWELL_S
-    while absent and time.monotonic() < deadline:
-        for item in transport.receive(0.5):
-            if isinstance(item.message, Goodbye):
-                absent.discard(item.worker)
-    for worker in transport.workers:
-        transport.send(worker, Dismissal())
-    transport.close()
-    world.finalize()
 
 
 def _run(
@@ -309,37 +286,3 @@ def _nothing_to_do(session: Session, observer: RunObserver) -> RunClosing:
     )
     observer.run_closed(closing)
     return closing
-
-
-def serve_as_worker(promised: Promised) -> None:
-    """Serve as a rank other than 0: launcher first, then MPI, then orders until dismissed.
-
-    Raises
-    ------
-    LauncherMismatchError
-        See `MpiWorld`; rank 0 tells the user.
-    """
-    launcher = LauncherClient()
-    try:
-        launcher.start()
-        trouble = ""
-    except ClusterError as error:
-        trouble = str(error)
-    from keystone_mpi.transport.mpi import MpiWorkerEnd, MpiWorld
-
-    try:
-        world = MpiWorld(promised.size)
-    except LauncherMismatchError:
-        launcher.close()
-        raise
-    place = world.node_place()
-    Worker(
-        MpiWorkerEnd(world),
-        launcher,
-        rank=world.rank,
-        resources=detect(),
-        local_index=place.index,
-        local_workers=place.workers,
-        trouble=trouble,
-    ).serve()
-    world.finalize()

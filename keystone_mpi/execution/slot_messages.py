@@ -142,7 +142,7 @@ class LauncherTrouble(msgspec.Struct, frozen=True, tag="trouble"):
 FromLauncher = SlotEnded | LauncherTrouble
 
 _HEADER_BYTES = 4
-_READ_BYTES = 1 << 18
+_READ_BYTES = 1 << 16
 
 
 class FrameChannel:

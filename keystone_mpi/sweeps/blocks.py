@@ -20,7 +20,7 @@ import numpy as np
 from keystone_mpi.core.errors import SweepFileError
 from keystone_mpi.sweeps.axes import Axis
 from keystone_mpi.sweeps.spec import RowsSpec, SampleSpec
-from keystone_mpi.sweeps.values import Array, Kind, Value, to_array
+from keystone_mpi.sweeps.values import LARGEST_INT, Array, Kind, Value, to_array
 
 SAMPLE_CHUNK = 4096
 _CHUNKS_HELD = 8
@@ -54,7 +54,9 @@ def fits(kind: Kind, value: object) -> bool:
         case "str":
             return isinstance(value, str)
         case "int" | "float":
-            return isinstance(value, int | float) and not isinstance(value, bool)
+            return isinstance(value, float) or (
+                isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LARGEST_INT
+            )
 
 
 class AxisBlock:

@@ -310,13 +310,13 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(chance=st.integers(0, 15))
     def drain(self, chance: int) -> None:
         if chance == 13:
-            self.draining = True
+            self.draining = self.draining or self.finish is None
             self.tell(events.DrainRequested())
 
     @rule(chance=st.integers(0, 15))
     def stop(self, chance: int) -> None:
         if chance == 13:
-            self.stopping = True
+            self.stopping = self.stopping or self.finish is None
             self.tell(events.StopRequested())
 
     @rule()
@@ -391,6 +391,8 @@ SchedulerMachine.TestCase.settings = settings(
     stateful_step_count=60,
     deadline=None,
     derandomize=True,
+    report_multiple_bugs=False,
+    print_blob=False,
     suppress_health_check=list(HealthCheck),
 )
 TestSchedulerMachine = SchedulerMachine.TestCase

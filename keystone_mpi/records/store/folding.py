@@ -31,7 +31,7 @@ from keystone_mpi.records.store.inspecting import Present, inspect, read_in_flig
 from keystone_mpi.records.store.shards import ShardReader, shards_path
 from keystone_mpi.records.tail import Tail
 
-BATCH_ENTRIES = 50_000
+BATCH_ENTRIES = 20_000
 BATCH_BYTES = 64 << 20
 _SHARD_PATIENCE_S = 60.0
 """A value that is not yet visible in its shard (network file systems) is waited for this long."""

@@ -74,7 +74,7 @@ done
 
 export PATH="$venv/bin:$PATH"
 cd "$results"
-say "mpiexec -n $ranks keystone-mpi run poisson.toml ${fresh[*]-}"
+say "mpiexec -n $ranks keystone-mpi run poisson.toml${fresh[0]+ --fresh}"
 "$venv/bin/mpiexec" -n "$ranks" "$venv/bin/keystone-mpi" run poisson.toml ${fresh[@]+"${fresh[@]}"} </dev/null ||
     fail "the demo sweep did not end well (exit code $?); see: $venv/bin/keystone-mpi doctor"
 say "python convergence.py poisson.h5"

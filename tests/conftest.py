@@ -204,6 +204,9 @@ class Job:
         self.process.wait()
         for _ in range(3):  # what was being started while we looked
             end_processes(self.processes())
+        # Nobody is left to remove these: their launchers have just been killed.
+        for folder in Path(tempfile.gettempdir()).glob(f"keystone-{os.getuid()}-*"):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def close(self) -> None:
         """Let go of the files."""

@@ -207,12 +207,7 @@ def _print_idle(processes: list[IdleProcess]) -> None:
 
 
 def _print_table(title: str, heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    """Print a table with its numbers to the right."""
-    widths = [max(len(row[column]) for row in [heads, *rows]) for column in range(len(heads))]
+    """Print a table under its title."""
     click.echo(f"\n{title}")
-    for row in [heads, *rows]:
-        cells = [
-            text.ljust(width) if column == 0 else text.rjust(width)
-            for column, (text, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        click.echo("  " + "   ".join(cells).rstrip())
+    for line in wording.table(heads, rows):
+        click.echo(f"  {line}")

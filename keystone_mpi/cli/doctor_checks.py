@@ -99,9 +99,9 @@ def check_packages() -> Check:
 
 def check_slots() -> Check:
     """Count the cores that solvers may use here."""
-    from keystone_mpi.execution import slots
+    from keystone_mpi.execution.slots import detect
 
-    node = slots.detect()
+    node = detect()
     found = f"{wording.count(len(node.cpus), 'slot')} ({node.source})"
     logical, mine = os.cpu_count() or 1, len(os.sched_getaffinity(0))
     if mine < logical:
@@ -116,9 +116,9 @@ def check_slots() -> Check:
 
 def check_memory() -> Check:
     """Look at the memory that all solvers share."""
-    from keystone_mpi.execution import slots
+    from keystone_mpi.execution.slots import detect
 
-    node = slots.detect()
+    node = detect()
     per_slot = node.memory_bytes / max(1, len(node.cpus))
     found = f"{wording.size(node.memory_bytes)}, {wording.size(per_slot)} per slot"
     soft, _hard = resource.getrlimit(resource.RLIMIT_AS)

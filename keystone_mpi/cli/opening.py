@@ -1,9 +1,11 @@
-"""How the commands that read a run get at it and at one of its tasks.
+"""How the commands that read a run get at it.
 
-Rule: reading takes no lock and disturbs nothing; a file that is not there or
-not ours, or a task that does not exist, is told with what there is instead.
+Rule: reading takes no lock and disturbs nothing. A file that is not there is
+told with what there is instead. A run that died is brought to its end first,
+as its next start would do.
 
-    path --> open_run --> RunView --(task name)--> find_task --> index
+    path --find_output--> results file --open_run--> RunView
+                                       --open_recovered--> RunView, what was done
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from keystone_mpi.cli import wording
-from keystone_mpi.core.errors import OutputError, UserError
+from keystone_mpi.core.errors import ClusterError, OutputError
 
 if TYPE_CHECKING:
     from keystone_mpi.records.view import RunView
@@ -34,6 +36,9 @@ def find_output(path: Path) -> Path:
             path = path.with_name(path.name.removesuffix(suffix))
     if path.is_dir():
         raise OutputError(f"{path}: is a folder; name the results file in it{_near(path / 'results.h5')}")
+    sibling = path.with_suffix(".h5")
+    if path.suffix != ".h5" and sibling.exists() and path.is_file() and not _is_hdf5(path):
+        raise OutputError(f"{path}: is no results file; its results are in {wording.path(sibling)}")
     if path.exists() or path.with_name(f"{path.name}.journal").exists():
         return path
     raise OutputError(f"{path}: no such results file{_near(path)}")
@@ -47,23 +52,44 @@ def open_run(path: Path) -> RunView:
     return open_view(find_output(path), columns_from_spec)
 
 
-def find_task(view: RunView, task: str) -> int:
-    """Return the row of a task.
+def open_recovered(path: Path) -> tuple[RunView, str, str]:
+    """Open a run, after putting the journal of one that is gone into its file.
 
-    Raises
-    ------
-    UserError
-        The run has no such task; the message says which it has.
+    Returns
+    -------
+    view : RunView
+        The run as it is now.
+    phase : str
+        What it was before: ``running``, ``complete``, ``interrupted`` or ``died``.
+    recovery : str
+        What was done about its journal; empty when there was nothing to do.
     """
-    index = view.index_of_id(task)
-    if index is not None:
-        return index
-    if not view.task_count:
-        raise UserError(f"{view.path}: holds no tasks")
-    raise UserError(
-        f"{view.path}: no task {task!r}: it has tasks 0 to {view.task_count - 1:,} "
-        f"(`{wording.command('keystone-mpi', 'status', view.path)}` names those that failed)"
-    )
+    from keystone_mpi.engine.columns import columns_from_spec
+    from keystone_mpi.records.view import recover
+
+    view = open_run(path)
+    phase = view.phase
+    if not view.needs_recovery:
+        return view, phase, ""
+    try:
+        if not recover(find_output(path), columns_from_spec):
+            # Another process is at it, or the run was continued this very moment.
+            view.close()
+            view = open_run(path)
+            return view, view.phase, ""
+    except (OSError, ClusterError) as error:
+        # Reading works all the same: file and journal together hold everything.
+        return view, phase, f"its journal is not in the file yet ({error}); the next start does it"
+    view.close()
+    return open_run(path), phase, "its journal is in the file now: nothing that was recorded is lost"
+
+
+def _is_hdf5(path: Path) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return file.read(8) == b"\x89HDF\r\n\x1a\n"
+    except OSError:
+        return True  # opening it will tell why it cannot be read
 
 
 def _near(path: Path) -> str:

@@ -16,6 +16,7 @@ import sys
 from typing import TYPE_CHECKING, TextIO
 
 from keystone_mpi.cli import wording
+from keystone_mpi.cli.terminal import watched_columns
 from keystone_mpi.engine.observer import Progress, RunClosing, RunInfo
 
 if TYPE_CHECKING:
@@ -103,8 +104,11 @@ class PlainProgress:
 
     def say(self, text: str) -> None:
         """Write one line at once: an mpiexec that dies takes its buffers with it."""
+        encoding = self._stream.encoding or "utf-8"
+        # A solver's error line may hold what a C locale cannot say.
+        sayable = text.encode(encoding, errors="backslashreplace").decode(encoding)
         try:
-            self._stream.write(f"{text}\n")
+            self._stream.write(f"{sayable}\n")
             self._stream.flush()
         except (OSError, ValueError):
             # The log's disk is full or its reader is gone. The run goes on; its records are elsewhere.
@@ -112,10 +116,19 @@ class PlainProgress:
 
 
 class LiveProgress(PlainProgress):
-    """A bar on a terminal, with lines above it for what must be seen."""
+    """A bar on a terminal, with lines above it for what must be seen.
 
-    def __init__(self, stream: TextIO | None = None) -> None:
+    Parameters
+    ----------
+    stream : TextIO or None
+        Where to write; None: standard output.
+    columns : int
+        Width of the terminal.
+    """
+
+    def __init__(self, stream: TextIO | None = None, *, columns: int = 80) -> None:
         super().__init__(stream)
+        self._columns = columns
         self._bar: Bar | None = None
         self._drawn_s = -math.inf
 
@@ -133,7 +146,8 @@ class LiveProgress(PlainProgress):
             TextColumn("{task.percentage:3.0f}%"),
             BarColumn(bar_width=None),
             TextColumn("{task.fields[counts]}"),
-            console=Console(file=self._stream),
+            # Under mpiexec the stream itself is a pipe; whoever made this knows of the terminal.
+            console=Console(file=self._stream, force_terminal=True, width=self._columns),
             auto_refresh=False,
             transient=True,
             redirect_stdout=False,
@@ -177,7 +191,8 @@ class LiveProgress(PlainProgress):
 def make_observer(*, quiet: bool = False, stream: TextIO | None = None) -> PlainProgress:
     """Return the observer that suits `stream` (standard output when None)."""
     target = sys.stdout if stream is None else stream
-    return LiveProgress(target) if target.isatty() and not quiet else PlainProgress(target, quiet=quiet)
+    columns = None if quiet else watched_columns(target)
+    return PlainProgress(target, quiet=quiet) if columns is None else LiveProgress(target, columns=columns)
 
 
 def opening_line(info: RunInfo) -> str:

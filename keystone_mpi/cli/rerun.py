@@ -15,21 +15,19 @@ import signal
 import subprocess
 import sys
 import tempfile
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
 import click
-import msgspec
 
 from keystone_mpi.cli import wording
-from keystone_mpi.cli.opening import find_task, open_run
+from keystone_mpi.cli.opening import open_run
+from keystone_mpi.cli.spelling import spell_out
 from keystone_mpi.core.errors import UserError
 
 if TYPE_CHECKING:
-    from keystone_mpi.records.view import RunView
     from keystone_mpi.tools.recipe import Launch, Recipe
 
 FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
@@ -50,12 +48,17 @@ def command(file: Path, task: str, keep_workdir: bool, print_only: bool) -> int:
 
     The results file is not changed.
     """
-    view = open_run(file)
-    index = find_task(view, task)
-    scratch = Path(tempfile.mkdtemp(prefix=f"keystone-rerun-{index}-"))
+    scratch = Path(tempfile.mkdtemp(prefix="keystone-rerun-"))
     kept = False
     try:
-        recipe, launch = _spell_out(view, index, scratch)
+        with open_run(file) as view:
+            index = view.index_of_id(task)
+            recipe, launch = spell_out(view, index, scratch)
+        if recipe.workdir == "none" and not Path(launch.cwd).is_dir():
+            raise UserError(
+                f"{wording.path(view.path)}: task {index} runs in {launch.cwd}, which is not there on this "
+                "machine; run this where the sweep was started"
+            )
         environment = _environment(launch, scratch)
         if print_only:
             _say(f"cd {wording.command(launch.cwd)}" if recipe.workdir == "none" else "in a fresh folder:")
@@ -73,41 +76,6 @@ def command(file: Path, task: str, keep_workdir: bool, print_only: bool) -> int:
     finally:
         if not kept:
             shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _spell_out(view: RunView, index: int, scratch: Path) -> tuple[Recipe, Launch]:
-    """Return the task as a worker would run it, but with its work folder below `scratch`."""
-    from keystone_mpi.sweeps.load import sweep_from_spec
-    from keystone_mpi.tools.render import RenderContext, Renderer
-
-    sweep = sweep_from_spec(view.spec)
-    params = dict(view.task(index).params)
-    point = sweep.space.index_of(params)
-    recipe = sweep.recipe
-    if recipe.workdir == "task":
-        recipe = msgspec.structs.replace(recipe, workdir="local")
-    if recipe.workdir == "none" and not Path(recipe.start_dir).is_dir():
-        raise UserError(
-            f"{view.path}: task {index} runs in {recipe.start_dir}, which is not there on this machine; "
-            "run this where the sweep was started"
-        )
-    renderer = Renderer(
-        recipe,
-        output_path=str(scratch / "rerun.h5"),
-        scratch_dir=str(scratch),
-        # Not the run's own tag: a run that sweeps up its leftovers must not find this.
-        run_id=f"rerun-{uuid.uuid4().hex[:12]}",
-        epoch=view.epoch,
-    )
-    request = sweep.request(point if point is not None else 0, index)
-    context = RenderContext(
-        index=index,
-        attempt=int(view.last_attempt[index]) + 1,
-        task_id=view.task(index).task_id,
-        seed=sweep.seed_of(params),
-        cores=request.cores if point is not None else 1,
-    )
-    return recipe, renderer.render(params, context)
 
 
 def _environment(launch: Launch, scratch: Path) -> dict[str, str]:

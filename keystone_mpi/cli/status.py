@@ -3,7 +3,7 @@
 Rule: it takes no lock and disturbs nothing. Of a run that died it says so, and
 puts what the journal holds into the file, as the next start would.
 
-    open_run --> phase died? --> recover, open again --> table or one JSON object
+    open_recovered --> RunView --collect_facts--> table or one JSON object
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import msgspec
 
 from keystone_mpi.cli import wording
 from keystone_mpi.cli.main import EXIT_OK
-from keystone_mpi.cli.opening import find_output, open_run
-from keystone_mpi.core.errors import ClusterError, OutputError
+from keystone_mpi.cli.opening import open_recovered
+from keystone_mpi.core.model import UNSUCCESSFUL_STATES, Why
 
 if TYPE_CHECKING:
     from keystone_mpi.records.view import RunView
@@ -28,6 +28,14 @@ GROUPS = 8
 """Kinds of failure that are shown."""
 FAILURES_READ = 2000
 """The latest failures, of which the kinds are made."""
+
+WITHOUT_ATTEMPT = {
+    Why.DEPENDENCY: "a task that it depends on did not succeed",
+    Why.BY_USER: "cancelled on request",
+    Why.NOT_IN_SWEEP: "the sweep file no longer contains it",
+    Why.TOO_LARGE: "no worker had the cores, memory or GPUs that it asks for",
+}
+"""Causes that end a task with no attempt of its own."""
 
 SENTENCES = {
     "running": "is running",
@@ -54,44 +62,38 @@ def command(file: Path, as_json: bool) -> int:
 
     Works while it runs, after it ended and after it died; takes no lock.
     """
-    view, recovery = open_recovered(file)
-    facts = collect_facts(view, recovery)
-    if as_json:
-        sys.stdout.write(msgspec.json.format(msgspec.json.encode(facts), indent=2).decode() + "\n")
-    else:
-        _print_facts(facts, view)
+    view, phase, recovery = open_recovered(file)
+    with view:
+        facts = collect_facts(view, phase, recovery)
+        if as_json:
+            sys.stdout.write(msgspec.json.format(msgspec.json.encode(facts), indent=2).decode() + "\n")
+        else:
+            _print_facts(facts, view)
     return EXIT_OK
 
 
-def open_recovered(file: Path) -> tuple[RunView, str]:
-    """Open a run; make the file of one that died whole first, and say what was done about it."""
-    from keystone_mpi.engine.columns import columns_from_spec
-    from keystone_mpi.records.view import recover
+def collect_facts(view: RunView, phase: str, recovery: str = "") -> dict[str, Any]:
+    """Return what there is to say of a run, ready for JSON.
 
-    view = open_run(file)
-    if view.phase != "died":
-        return view, ""
-    try:
-        recovered = recover(find_output(file), columns_from_spec)
-    except (OSError, ClusterError, OutputError) as error:
-        # Reading works all the same: file and journal together hold everything.
-        return view, f"its journal could not be put into the file ({error}); the next start does it"
-    if not recovered:
-        return open_run(file), ""
-    return open_run(file), "its journal has been put into the file: nothing that was recorded is lost"
-
-
-def collect_facts(view: RunView, recovery: str = "") -> dict[str, Any]:
-    """Return what there is to say of a run, ready for JSON."""
+    Parameters
+    ----------
+    view : RunView
+        The run as it is now.
+    phase : str
+        What it was before a recovery.
+    recovery : str
+        What was done; empty: nothing.
+    """
     counts = view.counts()
-    live = view.phase == "running" and view.lease is not None
-    said: dict[str, Any] = view.lease.status if live and view.lease is not None else {}
+    lease = view.lease if phase == "running" else None
+    said: dict[str, Any] = lease.status if lease is not None else {}
     done = counts.completed + counts.failed
     return {
         "name": view.sweep_name,
-        "path": str(view.path),
+        "path": str(view.path.absolute()),
         "run_id": view.run_id,
-        "state": view.phase,
+        "state": phase,
+        "reason": view.reason if phase != "running" else "",
         "total": counts.total,
         "completed": counts.completed,
         "failed": counts.failed,
@@ -110,18 +112,29 @@ def collect_facts(view: RunView, recovery: str = "") -> dict[str, Any]:
         "slots": said.get("slots"),
         "waiting": said.get("waiting") or [],
         "problem": said.get("problem") or "",
-        "master": view.lease.holder() if live and view.lease is not None else "",
-        "draining": live and Path(f"{view.path}.drain").exists(),
+        "master": lease.holder() if lease is not None else "",
+        "draining": lease is not None and Path(f"{view.path}.drain").exists(),
         "recovery": recovery,
         "failures": group_failures(view) if counts.failed else [],
     }
 
 
 def group_failures(view: RunView) -> list[FailureGroup]:
-    """Gather the latest failures by what they say, the most frequent first."""
+    """Gather the tasks that did not succeed by what they say, the most frequent first."""
+    import numpy as np
+
+    bad = np.isin(view.states, [int(state) for state in UNSUCCESSFUL_STATES])
+    last = view.last_attempt
     groups: dict[str, list[str]] = {}
-    for failure in view.recent_failures(FAILURES_READ):
-        groups.setdefault(failure.error or failure.state.name.lower(), []).append(failure.task_id)
+    for attempt in view.recent_failures(FAILURES_READ):
+        # A failed attempt of a task that then succeeded, or runs again, is no failure.
+        if bad[attempt.index] and attempt.number == last[attempt.index]:
+            words = attempt.error or (attempt.outcome.name.lower() if attempt.outcome is not None else "")
+            groups.setdefault(words, []).append(str(attempt.index))
+    for why, words in WITHOUT_ATTEMPT.items():
+        rows = np.flatnonzero(bad & (view.whys == why))
+        if len(rows):
+            groups.setdefault(words, []).extend(str(row) for row in rows)
     ordered = sorted(groups.items(), key=lambda item: -len(item[1]))
     return [FailureGroup(error, len(tasks), tasks[:4]) for error, tasks in ordered[:GROUPS]]
 
@@ -136,6 +149,8 @@ def _print_facts(facts: dict[str, Any], view: RunView) -> None:
     path = wording.path(facts["path"])
     style = {"running": "cyan", "complete": "green"}.get(facts["state"], "yellow")
     console.print(Text.assemble((facts["name"], "bold"), f" ({path}) ", (SENTENCES[facts["state"]], style)))
+    if facts["state"] == "interrupted" and facts["reason"]:
+        console.print(Text(f"  stopped by: {facts['reason']}"))
     if facts["recovery"]:
         console.print(Text(f"  {facts['recovery']}"))
 

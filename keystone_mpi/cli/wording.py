@@ -9,7 +9,7 @@ import datetime
 import math
 import os
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,3 +104,25 @@ def command(*words: str | os.PathLike[str]) -> str:
 def joined(parts: Iterable[str]) -> str:
     """Join the parts that are not empty with commas."""
     return ", ".join(part for part in parts if part)
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> list[str]:
+    """Lay out a table as lines of text: whole cells whatever the terminal's width.
+
+    Parameters
+    ----------
+    heads : sequence of str
+        One per column.
+    rows : sequence of sequences of str
+    left : int
+        So many of the first columns are aligned to the left, the others, numbers, to the right.
+    """
+    widths = [max(len(row[column]) for row in [heads, *rows]) for column in range(len(heads))]
+    lines = []
+    for row in [heads, *rows]:
+        cells = [
+            text.ljust(width) if column < left else text.rjust(width)
+            for column, (text, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("   ".join(cells).rstrip())
+    return lines

@@ -90,6 +90,7 @@ def _check_room(worker: Worker, held: list[Task]) -> None:
 
 def _check_queue(scheduler: Scheduler) -> None:
     pool = scheduler.pool
+    ready_count = sum(shape.waiting for shape in scheduler.queue.shapes)
     is_open = not (scheduler.paused or scheduler.draining or scheduler.stopping or scheduler.finished)
     for shape in scheduler.queue.shapes:
         name = f"shape ({shape.cores} cores, {shape.memory_bytes} bytes, {shape.gpus} GPUs)"
@@ -103,12 +104,13 @@ def _check_queue(scheduler: Scheduler) -> None:
             for worker in pool.workers.values():
                 idle = shape.fits(worker) and worker.reserved_for in (None, shape)
                 _require(not idle, f"{name} waits though worker {worker.number} has room")
+    if is_open and pool.idle_cores and scheduler.pass_cut_at is None and scheduler.queued():
+        _require(ready_count > 0, "cores are idle though the source has tasks")
     reserved = {w.number: w for w in pool.workers.values() if w.reserved_for is not None}
     _require(reserved == scheduler.placement.reservations.workers, "reservations are misfiled")
     by_shape = {n: w for shape in scheduler.queue.shapes for n, w in shape.reserved.items()}
     _require(reserved == by_shape, "reservations of shapes are misfiled")
-    queued = sum(shape.waiting for shape in scheduler.queue.shapes)
-    _require(queued == scheduler.ledger.count[Phase.READY], "a READY task is in no heap")
+    _require(ready_count == scheduler.ledger.count[Phase.READY], "a READY task is in no heap")
 
 
 def _check_dependencies(scheduler: Scheduler) -> None:

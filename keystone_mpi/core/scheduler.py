@@ -93,7 +93,7 @@ class Scheduler:
         """Cancelled before the source gave them."""
         self._delayed: list[tuple[float, int, Task]] = []
         self._number = 0
-        self._pass_cut_at: float | None = None
+        self.pass_cut_at: float | None = None
         """When the last pass stopped before the source was used up; the next may follow at once."""
         self._out: list[Action] = []
 
@@ -125,8 +125,8 @@ class Scheduler:
             heapq.heappop(delayed)
         if self.paused or self.draining or self.stopping or self.finished:
             return None
-        if self._pass_cut_at is not None:
-            return self._pass_cut_at
+        if self.pass_cut_at is not None:
+            return self.pass_cut_at
         return delayed[0][0] if delayed else None
 
     def counts(self) -> Counts:
@@ -424,21 +424,21 @@ class Scheduler:
         ready = self.ledger.count
         grown = pool.take_grown()
         self.queue.offer(grown)
-        self._pass_cut_at = None
+        self.pass_cut_at = None
+        self._refill(now)
         for rounds in itertools.count():
-            has_more = self._refill(now)
             if ready[Phase.READY]:
                 placement.place(now)
+            if self.dependencies.ended:
+                self._resolve(now)
             if pool.grown:
                 # A reservation ended within the pass: what it kept free is free for all.
                 self.queue.offer(pool.take_grown())
-            elif not has_more:
+            elif not self._refill(now):
                 break
             elif rounds >= _ROUNDS_PER_PASS:
-                self._pass_cut_at = now
+                self.pass_cut_at = now
                 break
-            if self.dependencies.ended:
-                self._resolve(now)
         queued = self.queued()
         if ready[Phase.READY]:
             if grown:

@@ -15,12 +15,15 @@ from __future__ import annotations
 import enum
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 DRAIN_SUFFIX = ".drain"
+SAME_PRESS_S = 0.3
+"""Two interrupts within this time are one Ctrl-C that came by two ways (terminal and launcher)."""
 
 
 class StopLevel(enum.IntEnum):
@@ -54,6 +57,7 @@ class StopRequests:
         self._first_means_now = first_means_now
         self._parent = os.getppid() if under_launcher else None
         self._interrupts = 0
+        self._interrupted_at = -SAME_PRESS_S
         self._drain = False
         self._saved: dict[int, Any] = {}
         self.reason = ""
@@ -71,7 +75,10 @@ class StopRequests:
         if number == signal.SIGUSR1:
             self._drain = True
         else:
-            self._interrupts += 1
+            now = time.monotonic()
+            if now - self._interrupted_at > SAME_PRESS_S:
+                self._interrupts += 1
+            self._interrupted_at = now
         self.reason = self.reason or f"signal {signal.Signals(number).name}"
         self._wake()
 

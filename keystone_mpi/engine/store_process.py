@@ -36,6 +36,8 @@ FIRST_BATCH_S = 0.5
 SHORTEST_PAUSE_S = 1.0
 DUTY_FACTOR = 20.0
 FINAL_REQUEST = b"final\n"
+RESTARTS = 5
+"""Of a store process that dies, before the file is left to the next start."""
 
 
 class BatchResult(msgspec.Struct, frozen=True):
@@ -56,9 +58,16 @@ class StoreClient:
     """
 
     def __init__(self, output_path: Path) -> None:
-        # Started before MPI_Init, and by vfork: no copy of a process that holds MPI memory is made.
+        self._output_path = output_path
+        self._restarts = 0
+        self.problem = ""
+        """Why the last batch could not be written; empty: it was."""
+        self._start()
+
+    def _start(self) -> None:
+        # Before MPI_Init at first; a restart later goes by vfork, which copies no memory that MPI holds.
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "keystone_mpi.engine.store_process", str(output_path)],
+            [sys.executable, "-m", "keystone_mpi.engine.store_process", str(self._output_path)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,  # never holds mpiexec's; problems come as messages
@@ -66,22 +75,27 @@ class StoreClient:
             bufsize=0,
         )
         self._buffer = b""
-        self.problem = ""
 
     @property
-    def pid(self) -> int:
-        """Process id, for people and tests."""
-        return self._process.pid
-
-    @property
-    def fileno(self) -> int:
-        """Readable when a batch has ended."""
+    def _stdout_fd(self) -> int:
         assert self._process.stdout is not None
         return self._process.stdout.fileno()
 
-    def poll(self) -> list[BatchResult]:
-        """Return the batches that ended since the last call, without waiting."""
-        return self._read(0.0)
+    def poll(self) -> None:
+        """Hear of the batches that ended since the last call, and replace a process that died."""
+        self._read(0.0)
+        if self._process.poll() is not None:
+            self._restart()
+
+    def _restart(self) -> bool:
+        """Start another process; False when they die one after the other."""
+        self.close()
+        if self._restarts >= RESTARTS:
+            self.problem = f"the store process died {self._restarts + 1} times"
+            return False
+        self._restarts += 1
+        self._start()
+        return True
 
     def finish(self, timeout_s: float) -> BatchResult:
         """Have the last batch written and the process ended.
@@ -93,37 +107,44 @@ class StoreClient:
             journal then still holds everything.
         """
         deadline = time.monotonic() + timeout_s
-        result = BatchResult(final=True, problem="the store process ended early")
+        while True:
+            result = self._finish_once(deadline)
+            if result is not None:
+                self.close()
+                return result
+            if not self._restart():
+                return BatchResult(final=True, problem=self.problem)
+
+    def _finish_once(self, deadline: float) -> BatchResult | None:
+        """Ask for the last batch; None when the process died before it answered."""
+        assert self._process.stdin is not None
         try:
-            assert self._process.stdin is not None
             self._process.stdin.write(FINAL_REQUEST)
         except BrokenPipeError:
-            pass
-        else:
-            while self._process.poll() is None or select.select([self.fileno], (), (), 0)[0]:
-                left_s = deadline - time.monotonic()
-                if left_s <= 0:
-                    result = BatchResult(final=True, problem=f"not written within {timeout_s:.0f} s")
-                    break
-                batches = self._read(left_s)
-                finals = [batch for batch in batches if batch.final]
-                if finals:
-                    result = finals[0]
-                    break
-                if not batches and self._process.poll() is not None:
-                    break
-        self.close()
-        return result
+            return None
+        while True:
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                return BatchResult(final=True, problem="the last batch took too long")
+            heard = self._read(left_s)
+            if heard is None:
+                return None
+            for batch in heard:
+                if batch.final:
+                    return batch
 
     def close(self) -> None:
         """End the process at once; a batch that is being written leaves no trace."""
         self._process.kill()
         self._process.communicate()
 
-    def _read(self, timeout_s: float) -> list[BatchResult]:
-        if not select.select([self.fileno], (), (), max(0.0, timeout_s))[0]:
+    def _read(self, timeout_s: float) -> list[BatchResult] | None:
+        """Return the batches heard of; None at the end of the process."""
+        if not select.select([self._stdout_fd], (), (), max(0.0, timeout_s))[0]:
             return []
-        data = os.read(self.fileno, 65536)
+        data = os.read(self._stdout_fd, 65536)
+        if not data:
+            return None
         *lines, self._buffer = (self._buffer + data).split(b"\n")
         results = [msgspec.json.decode(line, type=BatchResult) for line in lines]
         if results:

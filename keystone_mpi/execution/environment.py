@@ -57,7 +57,7 @@ def launcher_environment(environ: Mapping[str, str] | None = None) -> Promised:
     if size is not None and _number(env, "PMI_RANK") is not None:
         rank = _number(env, "PMI_RANK") or 0
         local = _number(env, "MPI_LOCALNRANKS")
-        # hydra starts its proxies by srun inside an allocation: its own variables tell it from srun --mpi=pmi2.
+        # Inside an allocation hydra starts its proxies by srun: its own variables tell it from srun.
         if in_step and local is None:
             return Promised(launcher="slurm", rank=rank, size=size, local_size=_slurm_local_size(env))
         return Promised(launcher="mpich", rank=rank, size=size, local_size=local)
@@ -154,9 +154,7 @@ _SLURM_KEPT = frozenset(
 )
 
 
-def scrub(
-    environ: Mapping[str, str], *, before_launch: Mapping[str, str] | None = None
-) -> dict[str, str]:
+def scrub(environ: Mapping[str, str], *, before_launch: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return what a serial solver, or one that calls MPI_Init alone, may see of a rank's environment.
 
     Parameters
@@ -231,9 +229,7 @@ def environment_before_launch(rank_pid: int) -> dict[str, str]:
                 data = file.read()
         except OSError:
             break
-        variables = dict(
-            os.fsdecode(item).split("=", 1) for item in data.split(b"\0") if b"=" in item
-        )
+        variables = dict(os.fsdecode(item).split("=", 1) for item in data.split(b"\0") if b"=" in item)
         found = {**variables, **found}
         if launcher_environment(variables).launcher is not None:
             # An outer run's rank: what lies beyond is not this launch.

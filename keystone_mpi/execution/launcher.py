@@ -94,7 +94,7 @@ class Launcher:
     def _take_message(self) -> bool:
         """Handle one message; False when the rank is gone."""
         try:
-            data, fds, _, _ = socket.recv_fds(self._control, _MESSAGE_BYTES, 4)
+            data, fds, _, _ = socket.recv_fds(self._control, _MESSAGE_BYTES, 4, socket.MSG_CMSG_CLOEXEC)
         except OSError:
             return False
         if not data:
@@ -143,9 +143,7 @@ class Launcher:
             if wanted is not None:
                 code = os.waitstatus_to_exitcode(status)
                 self._ended.append(
-                    SlotEnded(
-                        wanted.slot, wanted.generation, exit_code=max(code, -1), signal=max(-code, 0)
-                    )
+                    SlotEnded(wanted.slot, wanted.generation, exit_code=max(code, -1), signal=max(-code, 0))
                 )
                 _remove_tree(wanted.scratch_path)
 
@@ -211,9 +209,12 @@ def main(control_fd: int) -> int:
         signal.signal(number, signal.SIG_IGN if number in _IGNORED else signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     control = socket.socket(fileno=control_fd)
+    control.set_inheritable(False)
     try:
         before = environment_before_launch(os.getppid())
-        base_env = {os.fsencode(k): os.fsencode(v) for k, v in scrub(os.environ, before_launch=before).items()}
+        base_env = {
+            os.fsencode(k): os.fsencode(v) for k, v in scrub(os.environ, before_launch=before).items()
+        }
         gc.collect()
         # Forks share what is here now; a collection in one would copy it all.
         gc.freeze()

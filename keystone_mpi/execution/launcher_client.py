@@ -23,20 +23,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from importlib.util import find_spec
-from pathlib import Path
 
 import msgspec
 
-import keystone_mpi
 from keystone_mpi.core.errors import ClusterError, InternalError
 from keystone_mpi.core.model import AttemptReport, Outcome, Why
+from keystone_mpi.execution import slot_messages
+from keystone_mpi.execution.launcher_command import launcher_argv, local_scratch_path
 from keystone_mpi.execution.processes import sweep_by_tag
-from keystone_mpi.execution.slot_messages import (
-    AttemptFinished as _Finished,
-)
-from keystone_mpi.execution.slot_messages import (
-    AttemptStarted as _Started,
+from keystone_mpi.execution.slot_events import (
+    AttemptFinished,
+    AttemptStarted,
+    LauncherRestarted,
+    OrdersReturned,
+    SlotEvent,
+    SlotLost,
 )
 from keystone_mpi.execution.slot_messages import (
     CancelOrder,
@@ -54,48 +55,18 @@ from keystone_mpi.execution.slot_messages import (
     StopSlot,
     ToSlot,
 )
-from keystone_mpi.execution.slot_messages import (
-    OrdersReturned as _Returned,
-)
 from keystone_mpi.tools.recipe import Recipe
 
-
-class AttemptStarted(msgspec.Struct, frozen=True):
-    """An attempt has been running for a fraction of a second."""
-
-    slot: int
-    index: int
-    attempt: int
-    at: float
-    """Seconds since the epoch."""
-
-
-class AttemptFinished(msgspec.Struct, frozen=True):
-    slot: int
-    report: AttemptReport
-
-
-class OrdersReturned(msgspec.Struct, frozen=True):
-    """Orders that did not start: asked for by `recall`, or their slot process is gone."""
-
-    slot: int
-    keys: list[tuple[int, int]]
-
-
-class SlotLost(msgspec.Struct, frozen=True):
-    """A slot process died; the next submit to the slot starts another."""
-
-    slot: int
-    reason: str
-
-
-class LauncherRestarted(msgspec.Struct, frozen=True):
-    """The launcher died and another was started."""
-
-    reason: str
-
-
-SlotEvent = AttemptStarted | AttemptFinished | OrdersReturned | SlotLost | LauncherRestarted
+__all__ = [
+    "AttemptFinished",
+    "AttemptStarted",
+    "LauncherClient",
+    "LauncherRestarted",
+    "OrdersReturned",
+    "SlotEvent",
+    "SlotLost",
+    "local_scratch_path",
+]
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_slot = msgspec.msgpack.Decoder(list[FromSlot]).decode
@@ -104,11 +75,6 @@ _decode_launcher = msgspec.msgpack.Decoder(FromLauncher).decode
 _SOCKET_BUFFER_BYTES = 1 << 20
 _RESTARTS_WINDOW_S = 10.0
 _RESTARTS_LIMIT = 10
-
-_BOOT = (
-    "import sys; sys.path[:0] = sys.argv[2:]; "
-    "from keystone_mpi.execution.launcher import main; sys.exit(main(int(sys.argv[1])))"
-)
 
 
 class _Slot:
@@ -134,7 +100,8 @@ class LauncherClient:
     --------
     >>> client = LauncherClient()                                   # doctest: +SKIP
     >>> client.start()                      # before MPI_Init       # doctest: +SKIP
-    >>> client.configure(recipes=recipes, run_id=run_id, epoch=1, worker=3, output_path=path)  # doctest: +SKIP
+    >>> client.configure(recipes=recipes, run_id=run_id, epoch=1,
+    ...                  worker=3, output_path=path)                # doctest: +SKIP
     >>> client.submit(0, [SlotOrder(0, 1, launch)])                 # doctest: +SKIP
     >>> events = client.read_events(timeout_s=1.0)                  # doctest: +SKIP
     """
@@ -170,7 +137,7 @@ class LauncherClient:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             self._process = subprocess.Popen(
-                _launcher_argv(theirs.fileno()),
+                launcher_argv(theirs.fileno()),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -191,6 +158,11 @@ class LauncherClient:
             local_scratch_path(), f"keystone-{os.getuid()}-{secrets.token_hex(8)}"
         )
         self._epoll.register(ours.fileno(), select.EPOLLIN)
+
+    @property
+    def scratch_path(self) -> str:
+        """Folder on the node's own disk that this client's slot processes use."""
+        return self._scratch_root
 
     @property
     def launcher_pid(self) -> int:
@@ -390,13 +362,13 @@ class LauncherClient:
         for frame in state.channel.receive():
             for message in _decode_slot(frame):
                 match message:
-                    case _Finished():
+                    case slot_messages.AttemptFinished():
                         report = message.report
                         state.orders.pop((report.index, report.attempt), None)
                         events.append(AttemptFinished(number, report))
-                    case _Started():
+                    case slot_messages.AttemptStarted():
                         events.append(AttemptStarted(number, message.index, message.attempt, message.at))
-                    case _Returned():
+                    case slot_messages.OrdersReturned():
                         for key in message.keys:
                             state.orders.pop(key, None)
                         events.append(OrdersReturned(number, message.keys))
@@ -513,26 +485,8 @@ class LauncherClient:
         self._restarts = [at for at in self._restarts if now - at < _RESTARTS_WINDOW_S]
         self._restarts.append(now)
         if len(self._restarts) > _RESTARTS_LIMIT:
-            raise ClusterError(f"the launcher died {len(self._restarts)} times in {_RESTARTS_WINDOW_S:g} s: {reason}")
+            raise ClusterError(
+                f"the launcher died {len(self._restarts)} times in {_RESTARTS_WINDOW_S:g} s: {reason}"
+            )
         self.start()
         self._events.append(LauncherRestarted(reason))
-
-
-def local_scratch_path() -> str:
-    """Return the node's own disk: ``$SLURM_TMPDIR``, ``$TMPDIR`` or ``/tmp``, whichever can be written."""
-    for name in (os.environ.get("SLURM_TMPDIR"), os.environ.get("TMPDIR"), "/tmp"):
-        if name and os.path.isdir(name) and os.access(name, os.W_OK | os.X_OK):
-            return os.path.abspath(name)
-    return os.getcwd()
-
-
-def _launcher_argv(control_fd: int) -> list[str]:
-    """Build the launcher's command: no site packages are looked through, only the two that it needs are named."""
-    msgspec_spec = find_spec("msgspec")
-    if msgspec_spec is None or msgspec_spec.origin is None or keystone_mpi.__file__ is None:
-        raise InternalError("keystone_mpi or msgspec has no file; the launcher cannot import them")
-    folders = [
-        str(Path(keystone_mpi.__file__).resolve().parent.parent),
-        str(Path(msgspec_spec.origin).resolve().parent.parent),
-    ]
-    return [sys.executable, "-I", "-S", "-X", "utf8", "-c", _BOOT, str(control_fd), *folders]

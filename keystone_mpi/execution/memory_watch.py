@@ -110,7 +110,10 @@ def _counter_path() -> str:
             continue
         controllers, path = parts[1].split(","), parts[2].lstrip("/")
         if "memory" in controllers:
-            candidates = [f"/sys/fs/cgroup/memory/{path}/memory.oom_control", "/sys/fs/cgroup/memory/memory.oom_control"]
+            candidates = [
+                f"/sys/fs/cgroup/memory/{path}/memory.oom_control",
+                "/sys/fs/cgroup/memory/memory.oom_control",
+            ]
         elif controllers == [""]:
             candidates = [f"/sys/fs/cgroup/{path}/memory.events", "/sys/fs/cgroup/memory.events"]
         else:

@@ -4,20 +4,19 @@ Rule: forked by the launcher, single-threaded, asleep unless something happens;
 everything below it in the process tree belongs to its present attempt; when
 the rank's socket closes it ends its attempt and itself.
 
-    orders --> local queue --> prepare --> spawn --> wait --> collect --> settle --> report
-                                             \\__ the reports before go out while this one runs
+    orders --(environment made)--> local queue --> prepare --> spawn --> wait --> report
+                                                      \\__ reports before it go out while this one runs
 
 Short tasks never wait for the rank: the next queued order is spawned before
-the report of the one before is encoded, and reports travel in batches.
+the reports of those before are made, in batches. After each solver the caches
+are cold, so what is done between two spawns is what counts: as little as possible.
 """
 
 from __future__ import annotations
 
-import errno
 import math
 import os
 import select
-import shlex
 import shutil
 import signal
 import socket
@@ -27,11 +26,11 @@ from collections import deque
 
 import msgspec
 
-from keystone_mpi.core.model import AttemptReport, Outcome, ShardValue, Why
+from keystone_mpi.core.model import AttemptReport, Outcome, Why
+from keystone_mpi.execution.attempt_report import TAIL_BYTES, PackedPair, QuietSuccess, Reporter
 from keystone_mpi.execution.capture import OutputStream, PackedOutput
-from keystone_mpi.execution.memory_watch import OomKills
 from keystone_mpi.execution.processes import RUN_TAG, WORKER_TAG, become_subreaper, descendants, signal_each
-from keystone_mpi.execution.shards import LARGE_BYTES, ShardWriter
+from keystone_mpi.execution.shards import ShardWriter
 from keystone_mpi.execution.slot_messages import (
     STARTED_AFTER_S,
     AttemptFinished,
@@ -49,25 +48,35 @@ from keystone_mpi.execution.slot_messages import (
     ToSlot,
 )
 from keystone_mpi.execution.solver_run import SolverRun
-from keystone_mpi.execution.starting import NotStarted, Programs, explain_exit
-from keystone_mpi.execution.workfolder import NOTHING_KEPT, Kept, prepare, settle
-from keystone_mpi.tools.collect import NOTHING, STDOUT_WINDOW_BYTES, Collected, Collection, CollectPlan
+from keystone_mpi.execution.starting import NotStartedError, Programs
+from keystone_mpi.execution.workfolder import prepare
+from keystone_mpi.tools.collect import STDOUT_WINDOW_BYTES, Collection, CollectPlan
+from keystone_mpi.tools.recipe import Recipe
 
-TAIL_BYTES = 1 << 16
-"""Output tail in the report of an attempt that did not succeed."""
-TAIL_OF_SUCCESS_BYTES = 1 << 13
 ORPHAN_GRACE_S = 1.0
 """Grace of solvers whose rank is gone."""
 
 _BATCH_REPORTS = 16
 _BATCH_S = 0.005
-_INLINE_TOTAL_BYTES = 4 << 20
-"""All inline arrays of one report together."""
 _UNSENT_LIMIT_BYTES = 16 << 20
-_BIG_RESIDENT_BYTES = 64 << 20
+_MADE_AHEAD = 64
+"""Orders of the queue whose environment is made when they come."""
 
 _decode = msgspec.msgpack.Decoder(list[ToSlot]).decode
 _encode = msgspec.msgpack.Encoder().encode
+
+
+class _Order:
+    """An order in the queue."""
+
+    __slots__ = ("env", "order", "plain")
+
+    def __init__(self, order: SlotOrder, env: dict[bytes, bytes] | None, plain: bool) -> None:
+        self.order = order
+        self.env = env
+        """None: made when its turn comes."""
+        self.plain = plain
+        """No files before, no rules after: nothing but a command."""
 
 
 class SlotProcess:
@@ -83,17 +92,36 @@ class SlotProcess:
         The scrubbed environment.
     scratch_path : str
         Private folder on the node's own disk, made by the launcher.
-    waiting : list of messages
-        What the rank sent together with the setup.
     """
 
+    __slots__ = (
+        "_channel",
+        "_cpus",
+        "_current",
+        "_cwd",
+        "_ending",
+        "_env",
+        "_flush_at",
+        "_notice_at",
+        "_orders",
+        "_plain_recipes",
+        "_plans",
+        "_programs",
+        "_reporter",
+        "_run",
+        "_scratch",
+        "_setup",
+        "_shard",
+        "_started_mono",
+        "_started_wall",
+        "_stderr",
+        "_stdout",
+        "_unsent",
+        "_waits_to_write",
+    )
+
     def __init__(
-        self,
-        channel: FrameChannel,
-        setup: SlotSetup,
-        base_env: dict[bytes, bytes],
-        scratch_path: str,
-        waiting: list[ToSlot],
+        self, channel: FrameChannel, setup: SlotSetup, base_env: dict[bytes, bytes], scratch_path: str
     ) -> None:
         self._channel = channel
         self._setup = setup
@@ -102,17 +130,18 @@ class SlotProcess:
         self._env[WORKER_TAG.encode()] = str(setup.worker).encode()
         self._scratch = scratch_path
         self._plans = [CollectPlan(recipe) for recipe in setup.recipes]
+        self._plain_recipes = [_is_plain(plan) for plan in self._plans]
         self._stdout = OutputStream(STDOUT_WINDOW_BYTES)
         self._stderr = OutputStream(TAIL_BYTES)
         self._run = SolverRun(self, channel.fileno(), self._stdout, self._stderr)
-        self._oom = OomKills()
-        self._programs = Programs(self._env.get(b"PATH", os.defpath.encode()))
-        self._shard = ShardWriter(
-            setup.output_path, f"e{setup.epoch}-w{setup.worker}-s{setup.slot}.bin"
+        self._shard = ShardWriter(setup.output_path, f"e{setup.epoch}-w{setup.worker}-s{setup.slot}.bin")
+        self._reporter = Reporter(
+            setup.output_path, scratch_path, self._shard, self._stdout, self._stderr, self._run
         )
-        self._orders: deque[SlotOrder] = deque()
+        self._programs = Programs(os.defpath.encode())
+        self._orders: deque[_Order] = deque()
         self._current: SlotOrder | None = None
-        self._unsent: list[FromSlot] = []
+        self._unsent: list[FromSlot | QuietSuccess] = []
         self._flush_at = math.inf
         self._started_wall = 0.0
         self._started_mono = 0.0
@@ -122,13 +151,19 @@ class SlotProcess:
         self._cpus: tuple[int, ...] = ()
         self._waits_to_write = False
         self._ending = False
-        for message in waiting:
-            self._handle(message)
 
     # -- the loop
 
-    def serve(self) -> None:
-        """Run orders until told to stop or the rank is gone."""
+    def serve(self, waiting: list[ToSlot]) -> None:
+        """Run orders until told to stop or the rank is gone.
+
+        Parameters
+        ----------
+        waiting : list of messages
+            What the rank sent together with the setup.
+        """
+        for message in waiting:
+            self._handle(message)
         while not self._ending:
             if self._orders and self._channel.unsent_bytes < _UNSENT_LIMIT_BYTES:
                 self._attempt(self._orders.popleft())
@@ -155,7 +190,7 @@ class SlotProcess:
         """Send what is due."""
         if now >= self._notice_at and self._current is not None:
             self._notice_at = math.inf
-            self._oom.note()
+            self._reporter.oom.note()
             self._unsent.append(
                 AttemptStarted(self._current.index, self._current.attempt, self._started_wall)
             )
@@ -167,15 +202,16 @@ class SlotProcess:
     def _handle(self, message: ToSlot) -> None:
         match message:
             case SlotOrder():
-                self._orders.append(message)
+                env = self._environment(message) if len(self._orders) < _MADE_AHEAD else None
+                self._orders.append(_Order(message, env, self._is_plain_order(message)))
             case CancelOrder():
                 self._cancel(message)
             case RecallOrders():
                 wanted = None if message.keys is None else set(message.keys)
-                back = [order for order in self._orders if wanted is None or order.key in wanted]
-                for order in back:
-                    self._orders.remove(order)
-                self._tell(OrdersReturned([order.key for order in back]))
+                back = [item for item in self._orders if wanted is None or item.order.key in wanted]
+                for item in back:
+                    self._orders.remove(item)
+                self._tell(OrdersReturned([item.order.key for item in back]))
             case StopSlot():
                 self._end(message.grace_s)
             case SlotSetup():
@@ -188,15 +224,14 @@ class SlotProcess:
         outcome = Outcome.INTERRUPTED if message.interrupted else Outcome.CANCELLED
         current = self._current
         if current is not None and current.key == key:
-            error = "interrupted" if message.interrupted else "cancelled"
-            self._run.stop(outcome, error)
+            self._run.stop(outcome, outcome.name.lower())
             return
-        for order in self._orders:
-            if order.key == key:
-                self._orders.remove(order)
+        for item in self._orders:
+            if item.order.key == key:
+                self._orders.remove(item)
                 why = Why.NONE if message.interrupted else Why.BY_USER
-                report = AttemptReport(*key, outcome, why=why, error=f"{outcome.name.lower()} before it started")
-                self._tell(AttemptFinished(report))
+                error = f"{outcome.name.lower()} before it started"
+                self._tell(AttemptFinished(AttemptReport(*key, outcome, why=why, error=error)))
                 return
 
     def _end(self, grace_s: float) -> None:
@@ -226,72 +261,107 @@ class SlotProcess:
         self._flush_at = math.inf
         if not self._unsent:
             return
-        self._shard.sync()
-        payload = _encode(self._unsent)
+        messages: list[FromSlot] = [item for item in self._unsent if not isinstance(item, QuietSuccess)]
+        quiet = [item for item in self._unsent if isinstance(item, QuietSuccess)]
         self._unsent.clear()
+        if quiet:
+            messages += map(AttemptFinished, self._reporter.quiet_reports(quiet, self._plans))
+        self._shard.sync()
         channel = self._channel
-        channel.send(payload)
+        channel.send(_encode(messages))
         if channel.unsent_bytes and not self._waits_to_write and not channel.closed:
             self._waits_to_write = True
             self._run.poller.modify(channel.fileno(), select.POLLIN | select.POLLOUT)
 
     # -- one attempt
 
-    def _attempt(self, order: SlotOrder) -> None:
+    def _attempt(self, item: _Order) -> None:
+        order = item.order
         plan = self._plans[order.recipe]
         self._current = order
         try:
-            collection, packed = self._start(order, plan)
+            collection, packed = self._start(item, plan)
         except (OSError, ValueError) as problem:
             self._current = None
-            self._keep_report(self._not_started(order, plan, problem))
+            self._cwd = ""
+            self._keep(AttemptFinished(self._reporter.not_started(order, plan, problem, time.time())))
             return
         run = self._run
         started_mono = self._started_mono
         run.limit(started_mono, order.timeout_s, plan.recipe.grace_s, order.memory_bytes)
-        self._notice_at = started_mono + STARTED_AFTER_S
         if started_mono >= self._flush_at or len(self._unsent) >= _BATCH_REPORTS:
             self._flush()
-        run.wait(min(self._notice_at, self._flush_at))
+        self._notice_at = notice_at = started_mono + STARTED_AFTER_S
+        run.wait(notice_at if notice_at < self._flush_at else self._flush_at)
         self._notice_at = math.inf
         self._current = None
-        self._keep_report(self._report(order, plan, collection, packed, run.ended_mono - started_mono))
+        duration_s = run.ended_mono - started_mono
+        if item.plain and run.quiet_success:
+            self._keep(
+                QuietSuccess(
+                    order,
+                    self._started_wall,
+                    duration_s,
+                    run.user_s,
+                    run.system_s,
+                    run.max_rss_bytes,
+                    self._cpus,
+                )
+            )
+            return
+        report = self._reporter.report(
+            order, plan, collection, packed, self._started_wall, duration_s, self._cpus
+        )
+        if plan.recipe.workdir != "none":
+            self._cwd = ""
+        self._keep(AttemptFinished(report))
         if run.left_behind:
             self._ending = True
 
-    def _start(
-        self, order: SlotOrder, plan: CollectPlan
-    ) -> tuple[Collection | None, tuple[PackedOutput, PackedOutput] | None]:
+    def _keep(self, item: FromSlot | QuietSuccess) -> None:
+        self._unsent.append(item)
+        if self._flush_at == math.inf:
+            self._flush_at = time.monotonic() + _BATCH_S
+
+    def _environment(self, order: SlotOrder) -> dict[bytes, bytes]:
+        env = self._env.copy()
+        for name, value in order.launch.env.items():
+            env[name.encode("utf-8", "surrogateescape")] = value.encode("utf-8", "surrogateescape")
+        env[b"KEYSTONE_RESULT"] = self._reporter.result_path(order).encode("utf-8", "surrogateescape")
+        return env
+
+    def _is_plain_order(self, order: SlotOrder) -> bool:
         launch = order.launch
-        recipe = plan.recipe
-        if recipe.workdir != "none" or launch.writes or launch.copies or launch.links:
-            prepare(order, recipe)
-        if launch.cwd != self._cwd:
-            self._enter(launch.cwd)
+        return self._plain_recipes[order.recipe] and not (
+            launch.writes or launch.copies or launch.links or launch.stdin
+        )
+
+    def _start(self, item: _Order, plan: CollectPlan) -> tuple[Collection | None, PackedPair | None]:
+        order = item.order
+        launch = order.launch
         cpus = order.cpus or self._setup.cpus
         if cpus and cpus != self._cpus:
             os.sched_setaffinity(0, cpus)
             self._cpus = cpus
-        env = self._env.copy()
-        for name, value in launch.env.items():
-            env[name.encode("utf-8", "surrogateescape")] = value.encode("utf-8", "surrogateescape")
-        path = env.get(b"PATH", b"")
-        result_path = f"{self._scratch}/{order.index}-{order.attempt}.json"
-        env[b"KEYSTONE_RESULT"] = result_path.encode("utf-8", "surrogateescape")
-        program = self._programs.find(launch.argv[0], path)
-        collection = plan.start(launch.collect_files) if plan.has_rules else None
-        packed = None
-        if recipe.keep_output != "tail":
-            packed = PackedOutput(self._scratch), PackedOutput(self._scratch)
-        self._stdout.begin(
-            collection.feed_stdout if collection is not None and plan.watches_stdout else None,
-            packed[0] if packed is not None else None,
-        )
-        self._stderr.begin(
-            collection.feed_stderr if collection is not None and plan.watches_stderr else None,
-            packed[1] if packed is not None else None,
-        )
+        env = item.env if item.env is not None else self._environment(order)
+        collection: Collection | None = None
+        packed: PackedPair | None = None
         stdin_fd = -1
+        if item.plain:
+            self._stdout.begin(None, None)
+            self._stderr.begin(None, None)
+        else:
+            recipe = plan.recipe
+            if recipe.workdir != "none" or launch.writes or launch.copies or launch.links:
+                prepare(order, recipe)
+            if plan.has_rules:
+                collection = plan.start(launch.collect_files)
+            if recipe.keep_output != "tail":
+                packed = PackedOutput(self._scratch), PackedOutput(self._scratch)
+            self._begin_capture(plan, collection, packed)
+        if launch.cwd != self._cwd:
+            self._enter(launch.cwd)
+        program = self._programs.find(launch.argv[0], env.get(b"PATH", b""))
         if launch.stdin:
             stdin_fd = os.open(launch.stdin, os.O_RDONLY | os.O_CLOEXEC)
         self._started_wall = time.time()
@@ -299,224 +369,31 @@ class SlotProcess:
         try:
             self._run.spawn(program, launch.argv, env, stdin_fd)
         except (OSError, ValueError) as problem:
-            raise NotStarted(self._programs.explain(launch.argv[0], program, problem)) from None
+            raise NotStartedError(self._programs.explain(launch.argv[0], program, problem)) from None
         finally:
             if stdin_fd >= 0:
                 os.close(stdin_fd)
         return collection, packed
 
+    def _begin_capture(
+        self, plan: CollectPlan, collection: Collection | None, packed: PackedPair | None
+    ) -> None:
+        watch_out = collection.feed_stdout if collection is not None and plan.watches_stdout else None
+        watch_err = collection.feed_stderr if collection is not None and plan.watches_stderr else None
+        self._stdout.begin(watch_out, packed[0] if packed is not None else None)
+        self._stderr.begin(watch_err, packed[1] if packed is not None else None)
+
     def _enter(self, folder: str) -> None:
         try:
             os.chdir(folder)
         except OSError as problem:
-            self._cwd = ""
-            raise NotStarted(f"cannot enter the folder {folder}: {problem.strerror}") from None
+            raise NotStartedError(f"cannot enter the folder {folder}: {problem.strerror}") from None
         self._cwd = folder
 
-    def _keep_report(self, report: AttemptReport) -> None:
-        self._unsent.append(AttemptFinished(report))
-        if self._flush_at == math.inf:
-            self._flush_at = time.monotonic() + _BATCH_S
 
-    # -- what became of it
-
-    def _not_started(self, order: SlotOrder, plan: CollectPlan, problem: Exception) -> AttemptReport:
-        now = time.time()
-        kept = NOTHING_KEPT
-        if plan.recipe.workdir != "none" and os.path.isdir(order.launch.cwd):
-            kept, _ = self._settle(order, plan, Outcome.FAILED)
-        return AttemptReport(
-            order.index,
-            order.attempt,
-            Outcome.FAILED,
-            started=now,
-            finished=now,
-            duration_s=0.0,
-            why=Why.NOT_STARTED,
-            cpus=self._cpus,
-            error=problem.text if isinstance(problem, NotStarted) else _text_of(problem),
-            work_path=kept.work_path,
-            command=shlex.join(order.launch.argv),
-        )
-
-    def _report(
-        self,
-        order: SlotOrder,
-        plan: CollectPlan,
-        collection: Collection | None,
-        packed: tuple[PackedOutput, PackedOutput] | None,
-        duration_s: float,
-    ) -> AttemptReport:
-        run = self._run
-        outcome, why, error, code, number = self._judge(order)
-        result_path = self._result_path(order)
-        collected = NOTHING
-        if outcome is Outcome.SUCCESS and (collection is not None or result_path or self._stdout.total_bytes):
-            if collection is None:
-                collection = plan.start({})
-            tail = self._stdout.tail(STDOUT_WINDOW_BYTES)
-            collected = collection.finish(tail, result_path)
-            if not collected.ok:
-                outcome, why, error = Outcome.FAILED, collected.why, collected.error
-        if result_path:
-            _remove(result_path)
-        large: dict[str, ShardValue] = {}
-        arrays = collected.arrays
-        inline: dict[str, bytes] = {}
-        try:
-            if arrays:
-                collected, large = self._without_large(collected)
-                arrays = collected.arrays
-            if packed is not None:
-                self._pack(packed, outcome, plan, inline, large)
-        except OSError as problem:
-            outcome, why = Outcome.FAILED, Why.RESULTS
-            error = f"its results could not be written to the shard: {problem.strerror}"
-        kept = NOTHING_KEPT
-        if plan.recipe.workdir != "none":
-            kept, trouble = self._settle(order, plan, outcome)
-            if trouble and outcome is Outcome.SUCCESS:
-                outcome, why, error = Outcome.FAILED, Why.RESULTS, trouble
-        limit = TAIL_OF_SUCCESS_BYTES if outcome is Outcome.SUCCESS else TAIL_BYTES
-        if run.max_rss_bytes > _BIG_RESIDENT_BYTES or self._stdout.total_bytes > _BIG_RESIDENT_BYTES:
-            _forget_own_peak()
-        return AttemptReport(
-            order.index,
-            order.attempt,
-            outcome,
-            self._started_wall,
-            self._started_wall + duration_s,
-            duration_s,
-            code,
-            number,
-            why,
-            run.user_s,
-            run.system_s,
-            run.max_rss_bytes,
-            self._cpus,
-            self._stdout.tail_text(limit),
-            self._stderr.tail_text(limit),
-            self._stdout.total_bytes,
-            self._stderr.total_bytes,
-            error,
-            collected.scalars,
-            arrays,
-            large,
-            inline,
-            kept.artifacts,
-            kept.work_path,
-            "" if outcome is Outcome.SUCCESS else shlex.join(order.launch.argv),
-        )
-
-    def _judge(self, order: SlotOrder) -> tuple[Outcome, Why, str, int, int]:
-        """Outcome, why, error, exit code, signal: before results are looked at."""
-        run = self._run
-        code = os.waitstatus_to_exitcode(run.status) if run.status is not None else -1
-        number = 0
-        if code < 0:
-            number, code = (-code if run.status is not None else signal.SIGKILL), -1
-        if run.verdict is not None:
-            why = Why.NONE
-            if run.verdict is Outcome.CANCELLED:
-                why = Why.BY_USER
-            elif run.verdict is Outcome.OUT_OF_MEMORY:
-                why = Why.OUT_OF_MEMORY
-            error = run.error
-            if run.left_behind:
-                error += f"; {run.left_behind} of its processes could not be killed"
-            return run.verdict, why, error, -1, int(number)
-        if code == 0:
-            return Outcome.SUCCESS, Why.NONE, "", 0, 0
-        if (number == signal.SIGKILL or code == 128 + signal.SIGKILL) and self._oom.happened():
-            error = "killed by the kernel: out of memory"
-            return Outcome.OUT_OF_MEMORY, Why.OUT_OF_MEMORY, error, code, int(number)
-        last_line = self._stderr.last_line() or self._stdout.last_line()
-        error = explain_exit(code, int(number), order.launch.argv, last_line)
-        return Outcome.FAILED, Why.SIGNAL if number else Why.EXIT_CODE, error, code, int(number)
-
-    def _result_path(self, order: SlotOrder) -> str:
-        """Find what the solver wrote for KEYSTONE_RESULT (numpy appends .npz to a name without it)."""
-        stem = f"{self._scratch}/{order.index}-{order.attempt}"
-        for path in (stem + ".json", stem + ".npz", stem + ".json.npz"):
-            if os.access(path, os.F_OK):
-                return path
-        return ""
-
-    def _without_large(self, collected: Collected) -> tuple[Collected, dict[str, ShardValue]]:
-        small = dict(collected.arrays)
-        large: dict[str, ShardValue] = {}
-        room = _INLINE_TOTAL_BYTES
-        for name, array in collected.arrays.items():
-            size_bytes = len(array.data)
-            if size_bytes > LARGE_BYTES or size_bytes > room:
-                large[name] = self._shard.append((array.data,), array.dtype, array.shape)
-                del small[name]
-            else:
-                room -= size_bytes
-        return msgspec.structs.replace(collected, arrays=small), large
-
-    def _pack(
-        self,
-        packed: tuple[PackedOutput, PackedOutput],
-        outcome: Outcome,
-        plan: CollectPlan,
-        inline: dict[str, bytes],
-        large: dict[str, ShardValue],
-    ) -> None:
-        wanted = plan.recipe.keep_output == "all" or outcome is not Outcome.SUCCESS
-        streams = (("@stdout", packed[0], self._stdout), ("@stderr", packed[1], self._stderr))
-        try:
-            for name, output, stream in streams:
-                if not wanted or not stream.total_bytes:
-                    continue
-                if output.problem:
-                    raise OSError(errno.ENOSPC, output.problem)
-                data = output.inline()
-                if data is not None:
-                    inline[name] = data
-                else:
-                    large[name] = self._shard.append(output.chunks(), "bytes")
-        finally:
-            for _, output, _ in streams:
-                output.discard()
-
-    def _settle(self, order: SlotOrder, plan: CollectPlan, outcome: Outcome) -> tuple[Kept, str]:
-        self._cwd = ""
-        os.chdir("/")
-        try:
-            kept = settle(
-                order,
-                plan.recipe,
-                self._setup.output_path,
-                succeeded=outcome is Outcome.SUCCESS,
-                discard=outcome is Outcome.INTERRUPTED,
-            )
-        except (OSError, shutil.Error) as problem:
-            return Kept(order.launch.cwd), f"its files could not be brought back: {problem}"
-        return kept, ""
-
-
-def _text_of(problem: Exception) -> str:
-    if isinstance(problem, OSError) and problem.strerror:
-        return f"cannot start: {problem.strerror}: {problem.filename}"
-    return f"cannot start: {problem}"
-
-
-def _remove(path: str) -> None:
-    try:
-        os.unlink(path)
-    except OSError:
-        # A folder in its place: the scratch folder goes as a whole at the end.
-        return
-
-
-def _forget_own_peak() -> None:
-    """Reset this process's peak size, which a spawned process would show as its own."""
-    try:
-        with open("/proc/self/clear_refs", "wb") as file:
-            file.write(b"5")
-    except OSError:
-        return
+def _is_plain(plan: CollectPlan) -> bool:
+    recipe: Recipe = plan.recipe
+    return recipe.workdir == "none" and recipe.keep_output == "tail" and not plan.has_rules
 
 
 def run_slot(sock: socket.socket, base_env: dict[bytes, bytes], scratch_path: str) -> int:
@@ -535,12 +412,12 @@ def run_slot(sock: socket.socket, base_env: dict[bytes, bytes], scratch_path: st
     launcher_pid = os.getppid()
     try:
         become_subreaper()
-        slot = _set_up(channel, base_env, scratch_path)
-        if slot is None:
+        setup, waiting = _receive_setup(channel)
+        if setup is None:
             return 0
-        slot.serve()
-        left = slot.finish()
-        return 0 if left == 0 else 1
+        slot = SlotProcess(channel, setup, base_env, scratch_path)
+        slot.serve(waiting)
+        return 0 if slot.finish() == 0 else 1
     except Exception:
         channel.send(_encode([SlotTrouble(traceback.format_exc())]))
         channel.flush()
@@ -556,7 +433,7 @@ def run_slot(sock: socket.socket, base_env: dict[bytes, bytes], scratch_path: st
                 pass
 
 
-def _set_up(channel: FrameChannel, base_env: dict[bytes, bytes], scratch_path: str) -> SlotProcess | None:
+def _receive_setup(channel: FrameChannel) -> tuple[SlotSetup | None, list[ToSlot]]:
     while not channel.closed:
         select.select([channel.fileno()], [], [])
         messages: list[ToSlot] = [m for frame in channel.receive() for m in _decode(frame)]
@@ -564,5 +441,5 @@ def _set_up(channel: FrameChannel, base_env: dict[bytes, bytes], scratch_path: s
             setup, *waiting = messages
             if not isinstance(setup, SlotSetup):
                 raise ValueError(f"expected a setup, got {setup!r}")
-            return SlotProcess(channel, setup, base_env, scratch_path, waiting)
-    return None
+            return setup, waiting
+    return None, []

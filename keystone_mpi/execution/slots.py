@@ -208,7 +208,9 @@ def _memory(groups: dict[str, list[Path]], env: Mapping[str, str], root: Path) -
 def _gpus(env: Mapping[str, str], root: Path) -> int:
     for name in ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"):
         if name in env:
-            return len([part for part in env[name].split(",") if part.strip() not in ("", "-1", "NoDevFiles")])
+            return len(
+                [part for part in env[name].split(",") if part.strip() not in ("", "-1", "NoDevFiles")]
+            )
     count = env.get("SLURM_GPUS_ON_NODE", "")
     if count.isdigit():
         return int(count)

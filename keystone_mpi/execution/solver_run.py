@@ -59,6 +59,40 @@ class SolverRun:
         The slot's output pipes.
     """
 
+    __slots__ = (
+        "_actions",
+        "_childless",
+        "_control_fd",
+        "_deadline",
+        "_give_up_at",
+        "_grace_s",
+        "_host",
+        "_kill_at",
+        "_limited",
+        "_look_at",
+        "_null_fd",
+        "_output_actions",
+        "_pid_of_slot",
+        "_reaped_others",
+        "_stderr",
+        "_stdout",
+        "_terminated",
+        "_timeout_s",
+        "_wake_at",
+        "_wakeup_fd",
+        "_watch",
+        "ended_mono",
+        "error",
+        "left_behind",
+        "max_rss_bytes",
+        "pid",
+        "poller",
+        "status",
+        "system_s",
+        "user_s",
+        "verdict",
+    )
+
     def __init__(self, host: Host, control_fd: int, stdout: OutputStream, stderr: OutputStream) -> None:
         self._host = host
         self._control_fd = control_fd
@@ -76,9 +110,6 @@ class SolverRun:
         self.pid = 0
         self.status: int | None = None
         """Wait status of the solver itself; None while it runs."""
-        self.verdict: Outcome | None = None
-        """Why the slot ended it; None when it ended by itself."""
-        self.error = ""
         self.user_s = 0.0
         self.system_s = 0.0
         self.max_rss_bytes = 0
@@ -86,24 +117,35 @@ class SolverRun:
         self.left_behind = 0
         """Processes that survived SIGKILL for long; the slot is of no use then."""
         self._childless = True
+        self._reaped_others = False
+        self._grace_s = 0.0
+        self._timeout_s = 0.0
+        self._wake_at = math.inf
+        self._forget()
+
+    def _forget(self) -> None:
+        """Forget the limits and the end of the attempt before."""
+        self.verdict: Outcome | None = None
+        """Why the slot ended it; None when it ended by itself."""
+        self.error = ""
         self._terminated = False
         self._deadline = math.inf
         self._look_at = math.inf
         self._kill_at = math.inf
         self._give_up_at = math.inf
-        self._wake_at = math.inf
-        self._grace_s = 0.0
-        self._timeout_s = 0.0
         self._watch: MemoryWatch | None = None
+        self._limited = False
+        """Something of the above has been set."""
 
     def _register_pipes(self) -> None:
         self.poller.register(self._stdout.read_fd, select.POLLIN)
         self.poller.register(self._stderr.read_fd, select.POLLIN)
-        self._actions_tail = [
+        outputs = [
             (os.POSIX_SPAWN_DUP2, self._stdout.write_fd, _TO_STDOUT),
             (os.POSIX_SPAWN_DUP2, self._stderr.write_fd, _TO_STDERR),
         ]
-        self._actions = [(os.POSIX_SPAWN_DUP2, self._null_fd, _TO_STDIN), *self._actions_tail]
+        self._actions = [(os.POSIX_SPAWN_DUP2, self._null_fd, _TO_STDIN), *outputs]
+        self._output_actions = outputs
 
     def _renew_pipes(self) -> None:
         # Something else may hold the old ones (passed on to a process that is none of ours).
@@ -113,9 +155,7 @@ class SolverRun:
             stream.open()
         self._register_pipes()
 
-    def spawn(
-        self, program: str, argv: tuple[str, ...], env: dict[bytes, bytes], stdin_fd: int
-    ) -> None:
+    def spawn(self, program: str, argv: tuple[str, ...], env: dict[bytes, bytes], stdin_fd: int) -> None:
         """Start the solver in a session of its own, with a clean signal mask.
 
         Raises
@@ -130,7 +170,7 @@ class SolverRun:
         os.set_blocking(self._stderr.write_fd, True)
         actions = self._actions
         if stdin_fd >= 0:
-            actions = [(os.POSIX_SPAWN_DUP2, stdin_fd, _TO_STDIN), *self._actions_tail]
+            actions = [(os.POSIX_SPAWN_DUP2, stdin_fd, _TO_STDIN), *self._output_actions]
         self.pid = os.posix_spawn(
             program,
             argv,
@@ -141,27 +181,36 @@ class SolverRun:
             setsigdef=_DEFAULTED,
         )
         self.status = None
-        self.verdict = None
-        self.error = ""
         self.user_s = self.system_s = 0.0
         self.max_rss_bytes = 0
-        self._childless = False
-        self._terminated = False
-        self._deadline = self._look_at = self._kill_at = self._give_up_at = math.inf
-        self._watch = None
+        self._childless = self._reaped_others = False
+        if self._limited:
+            self._forget()
 
     @property
     def running(self) -> bool:
         """Whether the solver or a descendant of it is there."""
         return not self._childless
 
+    @property
+    def quiet_success(self) -> bool:
+        """Whether the solver ended by itself with exit code 0 and printed nothing."""
+        return (
+            self.status == 0
+            and self.verdict is None
+            and not self._stdout.total_bytes
+            and not self._stderr.total_bytes
+        )
+
     def limit(self, started_mono: float, timeout_s: float, grace_s: float, memory_bytes: int) -> None:
         """Set the limits of the attempt just spawned; 0: none."""
         self._grace_s = grace_s
-        self._timeout_s = timeout_s
         if timeout_s > 0:
+            self._limited = True
+            self._timeout_s = timeout_s
             self._deadline = started_mono + timeout_s
         if memory_bytes > 0:
+            self._limited = True
             self._watch = MemoryWatch(memory_bytes, self._tree)
             self._look_at = started_mono + self._watch.first_look_s()
 
@@ -176,10 +225,11 @@ class SolverRun:
         wake_at : float
             Monotonic time at which the host first wants `on_time`.
         """
-        self._wake_at = min(wake_at, self._deadline, self._look_at)
+        self._wake_at = min(wake_at, self._deadline, self._look_at) if self._limited else wake_at
         poll = self.poller.poll
         monotonic = time.monotonic
         wakeup_fd, out_fd, err_fd = self._wakeup_fd, self._stdout.read_fd, self._stderr.read_fd
+        printed = False
         while True:
             now = monotonic()
             if now >= self._wake_at:
@@ -193,16 +243,20 @@ class SolverRun:
                     os.read(wakeup_fd, 512)
                     self._reap()
                 elif fd == out_fd:
+                    printed = True
                     self._stdout.read_some()
                 elif fd == err_fd:
+                    printed = True
                     self._stderr.read_some()
                 else:
                     self._host.on_control()
                     self._wake_at = 0.0
             if self._childless and self.status is not None:
                 break
-        self._stdout.drain()
-        self._stderr.drain()
+        # The poll that saw the end also saw what had been printed before it, unless others printed, too.
+        if printed or self._reaped_others:
+            self._stdout.drain()
+            self._stderr.drain()
         if self._terminated:
             self._renew_pipes()
 
@@ -229,6 +283,8 @@ class SolverRun:
                 if pid == self.pid:
                     self.status = status
                     self.ended_mono = time.monotonic()
+                else:
+                    self._reaped_others = True
         except ChildProcessError:
             self._childless = True
             return
@@ -239,12 +295,14 @@ class SolverRun:
         """Begin to end the attempt; the first verdict counts, the shortest grace too."""
         if self._childless:
             return
+        self._limited = True
         if self.status is None and self.verdict is None:
             self.verdict = verdict
             self.error = error
         self._terminate(self._grace_s if grace_s is None else grace_s)
 
     def _terminate(self, grace_s: float) -> None:
+        self._limited = True
         self._kill_at = min(self._kill_at, time.monotonic() + grace_s)
         self._wake_at = min(self._wake_at, self._kill_at)
         if not self._terminated:

@@ -12,7 +12,7 @@ import os
 import signal
 
 
-class NotStarted(OSError):
+class NotStartedError(OSError):
     """The program of an attempt did not start; `text` says why in one line."""
 
     def __init__(self, text: str) -> None:
@@ -38,7 +38,7 @@ class Programs:
 
         Raises
         ------
-        NotStarted
+        NotStartedError
             There is no such program on the path.
         """
         if "/" in name:
@@ -57,8 +57,8 @@ class Programs:
                     return candidate
                 blocked = blocked or candidate
         if blocked:
-            raise NotStarted(f"cannot start {name!r}: {blocked} is not executable (chmod +x {blocked})")
-        raise NotStarted(f"cannot start {name!r}: no such program on PATH")
+            raise NotStartedError(f"cannot start {name!r}: {blocked} is not executable (chmod +x {blocked})")
+        raise NotStartedError(f"cannot start {name!r}: no such program on PATH")
 
     def explain(self, name: str, program: str, problem: Exception) -> str:
         """Say why a spawn failed."""

@@ -283,7 +283,8 @@ def _read(path: Path) -> LeaseInfo | None:
 
 
 def _write_temp(path: Path, info: LeaseInfo) -> Path:
-    temp = path.with_name(f".{path.name.lstrip('.')}-{info.pid}-{secrets.token_hex(4)}")
+    boot = info.boot_id[:8]
+    temp = path.with_name(f".{path.name.lstrip('.')}-{boot}-{info.pid}-{secrets.token_hex(4)}")
     descriptor = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -307,7 +308,14 @@ def _clean(path: Path) -> None:
     """Remove temps and claims beside `path` that killed processes left."""
     for litter in path.parent.glob(f".{path.name}-*"):
         found = _read(litter)
-        if found is not None and not found.is_alive():
+        if found is None:
+            continue
+        dead = not found.is_alive()
+        if found.pid <= 0:  # cut before its content was written: its name tells the process
+            boot, _, rest = litter.name.removeprefix(f".{path.name}-").partition("-")
+            pid = rest.partition("-")[0]
+            dead = dead or (boot == _boot_id()[:8] and pid.isdigit() and process_start(int(pid)) < 0)
+        if dead:
             litter.unlink(missing_ok=True)
 
 

@@ -153,10 +153,8 @@ def recover(output_path: Path, columns: MakeColumns | None = None, *, lease: Lea
     if lease is not None:
         return _recover(output_path, columns)
     journal = journal_path(output_path)
-    if not journal.exists():
-        return False
     held = read_lease(output_path)
-    if held is not None and held.is_alive():
+    if (held is not None and held.is_alive()) or (held is None and not journal.exists()):
         return False
     head = read_head(journal)
     run_id, epoch = (head.run_id, head.epoch) if head is not None else ("", 0)
@@ -172,7 +170,8 @@ def _recover(output_path: Path, columns: MakeColumns | None) -> bool:
     journal = journal_path(output_path)
     head = read_head(journal)
     if head is None:
-        journal.unlink(missing_ok=True)  # cut before its first entry: it says nothing
+        # Cut before its first entry, so it says nothing; or finished, and only a lease was left behind.
+        journal.unlink(missing_ok=True)
         return False
     from keystone_mpi.records.store.inspecting import inspect
 

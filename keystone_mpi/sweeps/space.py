@@ -199,7 +199,7 @@ class Space:
         """Return the parameters of point `k`, a new dict in column order."""
         if k < 0:
             raise IndexError(f"point {k} of a sweep")
-        rank, replicate = divmod(k, self.repeat)
+        rank, replicate = divmod(int(k), self.repeat)  # a numpy integer would leak into the values
         chunk: _Chunk | None = None
         row = 0
         if self._where is None:

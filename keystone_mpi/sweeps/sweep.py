@@ -94,7 +94,7 @@ class Sweep:
             When an option comes from a parameter whose value does not fit.
         """
         options = self.options
-        index = k if row is None else row
+        index = int(k if row is None else row)
         params: Mapping[str, Value] = {} if self.uniform else self.space.params(k)
         return TaskRequest(
             index=index,

@@ -28,7 +28,7 @@ def read_task_file(text: str, start_dir: str) -> tuple[Recipe, SpaceSpec]:
     if not lines:
         raise SweepFileError(None, "", "no task in this file; a task file has one shell line per task")
     if lines[0] in ("[sweep]", "[params]"):
-        raise SweepFileError(None, "line 1", "this looks like a sweep file", "name it with the suffix .toml")
+        raise SweepFileError(None, "", "this looks like a sweep file", "name it with the suffix .toml")
     names, columns = ["command"], [lines]
     seen: Counter[Value] = Counter()
     numbers: list[Value] = []

@@ -18,12 +18,13 @@ import io
 import math
 import struct
 import sys
-from typing import Any
+from typing import Any, Literal
 
 from keystone_mpi.core.model import ArrayValue
 
 _MAGIC = b"\x93NUMPY"
-_CODES = {
+_Code = Literal["b", "h", "i", "q", "B", "H", "I", "Q", "f", "d"]
+_CODES: dict[str, _Code] = {
     "i1": "b",
     "i2": "h",
     "i4": "i",
@@ -179,18 +180,16 @@ def _numbers(body: bytes, name: str, shape: tuple[int, ...], fortran_order: bool
         value: int | float = struct.unpack(f"<{_CODES[name]}", body)[0]
         return value
     if fortran_order and len(shape) > 1:
-        body = _c_order(memoryview(body).cast(_CODES[name]), shape)
+        body = _c_order(body, _CODES[name], shape)
     return ArrayValue(f"{'|' if name.endswith('1') else '<'}{name}", shape, body)
 
 
-def _c_order(view: memoryview, shape: tuple[int, ...]) -> bytes:
+def _c_order(body: bytes, code: _Code, shape: tuple[int, ...]) -> bytes:
+    """Reorder a Fortran array: every shape[0]-th number belongs to one first index."""
     if len(shape) == 1:
-        return view.tobytes()
-    rows = (view[first :: shape[0]] for first in range(shape[0]))
-    if len(shape) == 2:
-        return b"".join(row.tobytes() for row in rows)
-    code = view.format
-    return b"".join(_c_order(memoryview(row.tobytes()).cast(code), shape[1:]) for row in rows)
+        return body
+    view = memoryview(body).cast(code)
+    return b"".join(_c_order(view[first :: shape[0]].tobytes(), code, shape[1:]) for first in range(shape[0]))
 
 
 def _strings(body: bytes, kind: str, size: int, order: str, shape: tuple[int, ...], where: str) -> str:

@@ -158,6 +158,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
 def test_a_terminal_gets_a_bar_and_keeps_only_the_summary(terminal: Terminal) -> None:
     observer = make_observer(stream=terminal)
     assert isinstance(observer, LiveProgress)
+    observer = LiveProgress(terminal, columns=100)
     observer.run_opened(info())
     observer.progress(snapshot(1.0))
     drawn = len(terminal.getvalue())

@@ -183,8 +183,10 @@ def test_without_hard_links(output: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_litter_of_killed_processes_goes(output: Path) -> None:
-    stop(start_holder(output))
+    child = start_holder(output)
+    stop(child)
     dead = lease_path(output).read_bytes()
+    output.with_name(f".poisson.h5.lease-{lease_module._boot_id()[:8]}-{child.pid}-0a1b").touch()
     claim = output.with_name(".poisson.h5.lease-claim-0123")
     temp = output.with_name(".poisson.h5.lease-12-abcd")
     claim.write_bytes(dead)

@@ -42,14 +42,18 @@ def axes(draw: st.DrawFn, name: str) -> AxisSpec:
             start, step = draw(st.integers(-50, 50)), draw(st.sampled_from([1, 3, -2, 0.1, 0.25, -0.7]))
             return AxisSpec(name, range=(start, start + step * draw(st.integers(1, 6)), step))
         case _:
-            return AxisSpec(name, logspace=(draw(st.sampled_from([1e-6, 1e-3, 2.0])), 100.0, draw(st.integers(1, 6))))
+            return AxisSpec(
+                name, logspace=(draw(st.sampled_from([1e-6, 1e-3, 2.0])), 100.0, draw(st.integers(1, 6)))
+            )
 
 
 @st.composite
 def rows(draw: st.DrawFn, names: list[str], source: Any) -> RowsSpec:
     count = draw(st.integers(1, 5))
     columns: list[list[Any]] = [list(range(count))]
-    columns += [draw(st.lists(st.sampled_from([0.5, 1.0, 7.25]), min_size=count, max_size=count)) for _ in names[2:]]
+    columns += [
+        draw(st.lists(st.sampled_from([0.5, 1.0, 7.25]), min_size=count, max_size=count)) for _ in names[2:]
+    ]
     columns += [draw(st.lists(st.sampled_from(["a", "b"]), min_size=count, max_size=count))]
     return RowsSpec(source, names, ["int", *["float"] * (len(names) - 2), "str"], columns)
 
@@ -61,7 +65,9 @@ def samples(draw: st.DrawFn) -> SampleSpec:
         RangeSpec("v", 0.001, 10.0, "log"),
         RangeSpec("w", 1.0, 6.0, draw(st.sampled_from(["linear", "log"])), "int"),
     ]
-    return SampleSpec(draw(st.sampled_from(["random", "lhs"])), draw(st.integers(1, 9)), ranges, draw(st.integers(0, 9)))
+    return SampleSpec(
+        draw(st.sampled_from(["random", "lhs"])), draw(st.integers(1, 9)), ranges, draw(st.integers(0, 9))
+    )
 
 
 @st.composite
@@ -73,9 +79,7 @@ def spaces(draw: st.DrawFn) -> SpaceSpec:
         blocks.append(draw(rows(["z1", "z2"], "zip")))
     if draw(st.booleans()):
         blocks.append(draw(rows(["t1", "t2", "t3"], "table")))
-    return SpaceSpec(
-        params, blocks, draw(st.none() | samples()), {}, "", draw(st.sampled_from([1, 1, 2, 5]))
-    )
+    return SpaceSpec(params, blocks, draw(st.none() | samples()), {}, "", draw(st.sampled_from([1, 1, 2, 5])))
 
 
 def with_filter(spec: SpaceSpec, derived: bool, where: bool) -> SpaceSpec:
@@ -83,7 +87,9 @@ def with_filter(spec: SpaceSpec, derived: bool, where: bool) -> SpaceSpec:
     kinds = Space(spec).kinds()
     numbers = [name for name, kind in kinds.items() if kind in ("int", "float") and name != "replicate"]
     assume(numbers)
-    formulas = {"d": f"sqrt(abs({numbers[0]})) / 3 + {numbers[-1]}", "d2": "floor(10 * d) % 3"} if derived else {}
+    formulas = (
+        {"d": f"sqrt(abs({numbers[0]})) / 3 + {numbers[-1]}", "d2": "floor(10 * d) % 3"} if derived else {}
+    )
     condition = ("d2 != 1" if derived else f"{numbers[0]} * 7 % 3 < 1.7") if where else ""
     return msgspec.structs.replace(spec, derived=formulas, where=condition)
 
@@ -142,7 +148,9 @@ def test_points_are_those_of_nested_loops_and_every_way_of_asking_agrees(
         columns = space.columns(0, len(expected))
         for name in space.names:
             assert columns[name].tolist() == [point[name] for point in points]
-            assert [type(value) for value in columns[name].tolist()] == [type(point[name]) for point in points]
+            assert [type(value) for value in columns[name].tolist()] == [
+                type(point[name]) for point in points
+            ]
         part = slice(len(expected) // 3, len(expected) // 2)
         some = space.columns(part.start, part.stop)
         assert {name: column.tolist() for name, column in some.items()} == {
@@ -151,9 +159,10 @@ def test_points_are_those_of_nested_loops_and_every_way_of_asking_agrees(
         assert [space.index_of(point) for point in points] == list(range(len(points)))
         if points:
             assert space.indices_of(columns).tolist() == list(range(len(points)))
-        assert sum(len(next(iter(chunk.values()))) for chunk in space.scan(frozenset(space.names[:1]))) == len(
-            expected
-        ) // spec.repeat
+        assert (
+            sum(len(next(iter(chunk.values()))) for chunk in space.scan(frozenset(space.names[:1])))
+            == len(expected) // spec.repeat
+        )
         with pytest.raises(IndexError):
             space.params(len(expected))
         with pytest.raises(IndexError):
@@ -196,7 +205,11 @@ def test_the_first_parameter_varies_slowest_and_the_replicate_fastest() -> None:
 
 def test_no_parameter_is_one_point() -> None:
     space = Space(SpaceSpec(repeat=3))
-    assert [space.params(k) for k in range(len(space))] == [{"replicate": 0}, {"replicate": 1}, {"replicate": 2}]
+    assert [space.params(k) for k in range(len(space))] == [
+        {"replicate": 0},
+        {"replicate": 1},
+        {"replicate": 2},
+    ]
     assert space.index_of({"replicate": 2}) == 2
     assert Space(SpaceSpec()).params(0) == {}
     assert space.indices_of({"replicate": np.array([2, 0, 9])}).tolist() == [2, 0, -1]
@@ -232,7 +245,7 @@ def test_derived_values_are_no_part_of_the_identity() -> None:
 def test_where_spares_derived_values_from_points_that_are_not_there() -> None:
     space = Space(SpaceSpec([AxisSpec("n", [0, 1, 2])], derived={"h": "1 / n"}, where="n > 0"))
     assert [space.params(k)["h"] for k in range(len(space))] == [1.0, 0.5]
-    assert list(space.scan(frozenset(("h",))))[0]["h"].tolist() == [1.0, 0.5]
+    assert next(iter(space.scan(frozenset(("h",)))))["h"].tolist() == [1.0, 0.5]
 
 
 def test_an_expression_without_a_result_names_the_point() -> None:
@@ -240,7 +253,8 @@ def test_an_expression_without_a_result_names_the_point() -> None:
     with pytest.raises(SweepFileError) as caught:
         len(space)
     assert str(caught.value) == (
-        'sweep.where: "x / n < 3": division by zero, at n = 0, x = 0.5 (a condition guards it: x != 0 and 1 / x < 5)'
+        'sweep.where: "x / n < 3": division by zero, at n = 0, x = 0.5 '
+        "(a condition guards it: x != 0 and 1 / x < 5)"
     )
 
 
@@ -274,7 +288,9 @@ def test_ranges_hold_what_was_written(spec: AxisSpec, values: list[float]) -> No
     count=st.integers(2, 300),
     form=st.sampled_from(["linspace", "range"]),
 )
-def test_ranges_with_many_digits_are_one_function_of_i(first: float, span: float, count: int, form: str) -> None:
+def test_ranges_with_many_digits_are_one_function_of_i(
+    first: float, span: float, count: int, form: str
+) -> None:
     assume(first + span / count > first)
     spec = (
         AxisSpec("x", linspace=(first, first + span, count))
@@ -354,3 +370,9 @@ def test_too_many_combinations_are_refused() -> None:
         Space(SpaceSpec(axes_[:2], where="a < b"))
     with pytest.raises(SweepFileError, match=r"sweep.derived: 10,000,000,000 combinations to look at"):
         list(Space(SpaceSpec(axes_[:2], derived={"d": "a / b"})).scan(frozenset("d")))
+
+
+def test_values_are_plain_whatever_the_number_is() -> None:
+    spec = SpaceSpec([AxisSpec("a", range=(0, 9, 1)), AxisSpec("b", linspace=(0, 1, 3))], repeat=2)
+    point = Space(spec).params(np.int64(13))  # type: ignore[arg-type]
+    assert [type(value) for value in point.values()] == [int, float, int]

@@ -253,8 +253,20 @@ class OpenFile:
             replaces |= ~np.isin(former, successes)
         rows, best, former = rows[replaces], update.best[replaces], former[replaces]
         table.write("results_from", rows, best + first)
+        if len(best) < len(tail.ended):
+            winners = set(best.tolist())
+            self._ensure_results(e.report for k, e in enumerate(tail.ended) if k not in winners)
         reports = [tail.ended[position].report for position in best.tolist()]
         self._write_results(rows, reports, rows[former >= 0])
+
+    def _ensure_results(self, reports: Iterable[AttemptReport]) -> None:
+        """Make the columns of superseded attempts, so that the file does not depend on when it was folded."""
+        for report in reports:
+            for name, value in report.scalars.items():
+                self._results.ensure_for(name, [value])
+            for name, item in self._array_items(report.index, report):
+                if item.shape:
+                    self._arrays.write(name, [item], values=False)
 
     def _write_results(self, rows: Rows, reports: list[AttemptReport], rewritten: Rows) -> None:
         """Write the results of one attempt per row; `rewritten` rows hold an earlier attempt's."""

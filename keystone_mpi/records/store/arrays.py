@@ -117,13 +117,21 @@ class ArrayGroup:
                 for row in rows.tolist():
                     dataset[row] = _fill(column.kind)
 
-    def write(self, key: str, items: Sequence[ArrayItem]) -> None:
-        """Write the arrays of one name; rows ascend and hold no value yet."""
+    def write(self, key: str, items: Sequence[ArrayItem], *, values: bool = True) -> None:
+        """Write the arrays of one name; rows ascend and hold no value yet.
+
+        Without `values` only the columns are made or widened.
+        """
         for name, part in split_complex(key, items):
             for rank in sorted({len(item.shape) for item in part}):
-                self._write_rank(name, rank, [item for item in part if len(item.shape) == rank])
+                of_rank = [item for item in part if len(item.shape) == rank]
+                dataset, kind = self._column_for(name, rank, of_rank)
+                item_bytes = max(1, math.prod(dataset.shape[1:]) * 8)
+                for window in _windows(of_rank, item_bytes) if values else ():
+                    self._write_window(dataset, kind, window, item_bytes)
 
-    def _write_rank(self, key: str, rank: int, items: list[ArrayItem]) -> None:
+    def _column_for(self, key: str, rank: int, items: list[ArrayItem]) -> tuple[h5py.Dataset, Kind]:
+        """Return the dataset that can hold these arrays, made, grown or promoted for them."""
         dtype = np.result_type(*{_stored(item.dtype) for item in items}) if _numeric(items) else None
         kind = _kind(dtype)
         shape = tuple(max(item.shape[axis] for item in items) for axis in range(rank))
@@ -133,10 +141,7 @@ class ArrayGroup:
         else:
             self._grow(column, shape)
             self._promote(key, column, dtype)
-        dataset = self.group[column.name]
-        item_bytes = max(1, math.prod(dataset.shape[1:]) * 8)
-        for window in _windows(items, item_bytes):
-            self._write_window(dataset, column.kind, window, item_bytes)
+        return self.group[column.name], column.kind
 
     def _write_window(
         self, dataset: h5py.Dataset, kind: Kind, window: list[ArrayItem], item_bytes: int
@@ -166,12 +171,21 @@ class ArrayGroup:
     ) -> str:
         known = any(found == key for found, _rank in self._columns) or key in self.group
         wanted = f"{key}_{rank}d" if known else key
-        name = safe_name(wanted, self.group.__contains__)
-        self._make_dataset(key, name, kind, dtype, shape)
+        axes = range(1, rank + 1)
+        name = safe_name(
+            wanted, lambda name: name in self.group or any(f"{name}_d{axis}" in self.group for axis in axes)
+        )
+        self._make_dataset(key, wanted, name, kind, dtype, shape)
         return name
 
     def _make_dataset(
-        self, key: str, name: str, kind: Kind, dtype: np.dtype[Any] | None, shape: tuple[int, ...]
+        self,
+        key: str,
+        label: str,
+        name: str,
+        kind: Kind,
+        dtype: np.dtype[Any] | None,
+        shape: tuple[int, ...],
     ) -> None:
         dimensions = [self.dimension]
         for axis, size in enumerate(shape, 1):
@@ -188,7 +202,7 @@ class ArrayGroup:
             chunks=_chunks(shape, item_size, self.dimension.chunks[0]),
             fill=_fill(kind),
         )
-        describe(dataset, name, kind)
+        describe(dataset, label, kind)
         if name != key:
             dataset.attrs["array_of"] = hdf5.clean_text(key)
 
@@ -209,7 +223,8 @@ class ArrayGroup:
         shape = old.shape[1:]
         temp = f"{column.name} (being rewritten)"
         self.group.move(column.name, temp)
-        self._make_dataset(key, column.name, kind, wider, shape)
+        label = hdf5.attribute(old, "key") or column.name
+        self._make_dataset(key, label, column.name, kind, wider, shape)
         new = self.group[column.name]
         step = max(1, _WINDOW_BYTES // max(1, math.prod(shape) * 8))
         missing = _fill(column.kind)

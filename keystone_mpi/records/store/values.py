@@ -166,14 +166,18 @@ class ValueGroup:
             self._promote(key, column, joined)
         return joined
 
+    def ensure_for(self, key: str, values: Sequence[Any]) -> Kind | None:
+        """Make the column able to hold `values`; None: there is none, and nothing to hold."""
+        found = kind_of(values)
+        if found is not None:
+            return self.ensure(key, found)
+        return self._columns[key].kind if key in self._columns else None
+
     def write(self, key: str, rows: int | hdf5.Rows, values: Sequence[Any]) -> None:
         """Write a value per row; None is a missing one and makes no column by itself."""
-        found = kind_of(values)
-        if found is None:
-            if key not in self._columns:
-                return
-            found = self._columns[key].kind
-        kind = self.ensure(key, found)
+        kind = self.ensure_for(key, values)
+        if kind is None:
+            return
         hdf5.write_rows(self.group[self._columns[key].name], rows, to_array(values, kind))
 
     def write_array(self, key: str, kind: Kind, start_row: int, values: NDArray[Any]) -> None:

@@ -1,0 +1,59 @@
+"""One task of a results file, spelled out again as a worker would run it.
+
+Rule: the file alone is enough: the sweep that it holds and the task's row. The
+next attempt's number is used, so that no path of an earlier one is touched.
+
+    RunView, index --(sweep_from_spec, Renderer)--> Recipe, Launch
+"""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+if TYPE_CHECKING:
+    from keystone_mpi.records.view import RunView
+    from keystone_mpi.tools.recipe import Launch, Recipe
+
+
+def spell_out(view: RunView, index: int, scratch_path: Path) -> tuple[Recipe, Launch]:
+    """Return how a task is run, with its work folder, if it has one, below `scratch_path`.
+
+    Parameters
+    ----------
+    view : RunView
+        The results file.
+    index : int
+        Row of the task.
+    scratch_path : Path
+        Takes the place of the work folders beside the output and on the node's disk.
+    """
+    from keystone_mpi.sweeps.load import sweep_from_spec
+    from keystone_mpi.tools.render import RenderContext, Renderer
+
+    sweep = sweep_from_spec(view.spec)
+    task = view.task(index)
+    # A task that the sweep no longer contains has no point; only its cores are unknown then.
+    point = sweep.space.index_of(task.params)
+    recipe = sweep.recipe
+    if recipe.workdir == "task":
+        recipe = msgspec.structs.replace(recipe, workdir="local")
+    renderer = Renderer(
+        recipe,
+        output_path=str(view.path.absolute()),
+        scratch_dir=str(scratch_path),
+        # Not the run's own tag: a run that sweeps up its leftovers must not find this.
+        run_id=f"rerun-{uuid.uuid4().hex[:12]}",
+        epoch=view.epoch,
+    )
+    context = RenderContext(
+        index=index,
+        attempt=int(view.last_attempt[index]) + 1,
+        task_id=task.task_id,
+        seed=sweep.seed_of(task.params),
+        cores=1 if point is None else sweep.request(point, index).cores,
+    )
+    return recipe, renderer.render(task.params, context)

@@ -1,0 +1,49 @@
+"""What `LauncherClient.read_events` returns: one fact about a slot each, in the past tense.
+
+Rule: every order submitted ends in exactly one `AttemptFinished` or is named
+in exactly one `OrdersReturned`.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from keystone_mpi.core.model import AttemptReport
+
+
+class AttemptStarted(msgspec.Struct, frozen=True):
+    """An attempt has been running for a fraction of a second."""
+
+    slot: int
+    index: int
+    attempt: int
+    at: float
+    """Seconds since the epoch."""
+
+
+class AttemptFinished(msgspec.Struct, frozen=True):
+    slot: int
+    report: AttemptReport
+
+
+class OrdersReturned(msgspec.Struct, frozen=True):
+    """Orders that did not start: asked for by `recall`, or their slot process is gone."""
+
+    slot: int
+    keys: list[tuple[int, int]]
+
+
+class SlotLost(msgspec.Struct, frozen=True):
+    """A slot process died; the next submit to the slot starts another."""
+
+    slot: int
+    reason: str
+
+
+class LauncherRestarted(msgspec.Struct, frozen=True):
+    """The launcher died and another was started."""
+
+    reason: str
+
+
+SlotEvent = AttemptStarted | AttemptFinished | OrdersReturned | SlotLost | LauncherRestarted

@@ -23,6 +23,7 @@ import numpy as np
 from keystone_mpi.core.errors import OutputError
 from keystone_mpi.core.model import Assignment, RetryBudget, TaskRequest, TaskState
 from keystone_mpi.sweeps.fingerprint import fingerprint_difference
+from keystone_mpi.sweeps.values import REPLICATE
 from keystone_mpi.transport.messages import TaskOrder
 
 if TYPE_CHECKING:
@@ -170,9 +171,9 @@ class RunPlan:
             yield from self._added_rows()
 
     def _priorities(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
-        name = self.sweep.options.priority.param
-        params = self.sweep.space.params
-        return np.array([float(params(self.point(int(row)))[name]) for row in rows], dtype=float)
+        points = np.array([self.point(int(row)) for row in rows], dtype=np.int64)
+        first = int(points.min())
+        return self.sweep.priorities(first, int(points.max()) + 1)[points - first]
 
     def _pending_base_rows(self) -> Iterator[NDArray[np.int64]]:
         if self._states is None:
@@ -256,13 +257,24 @@ def _refuse_other_sweep(sweep: Sweep, base: RunView) -> None:
         raise OutputError(
             f"{base.path}: holds the results of sweep {base.sweep_name!r}, not of {sweep.name!r} {choices}"
         )
-    columns = base.param_columns()
-    if base.task_count and set(columns) != set(sweep.space.kinds()):
+    ours = _identity_names(set(sweep.space.kinds()), frozenset(sweep.space.derived_names))
+    theirs = _identity_names(set(base.param_columns()), _derived_names_of(base))
+    if base.task_count and ours != theirs:
         raise OutputError(
             f"{base.path}: holds the results of another sweep: its parameters are "
-            f"{', '.join(sorted(columns)) or 'none'}, those of {sweep.name} are "
-            f"{', '.join(sorted(sweep.space.kinds())) or 'none'} {choices}"
+            f"{', '.join(sorted(theirs)) or 'none'}, those of {sweep.name} are "
+            f"{', '.join(sorted(ours)) or 'none'} {choices}"
         )
+
+
+def _identity_names(names: set[str], derived: frozenset[str]) -> set[str]:
+    """Return the parameters that tell tasks apart; a missing replicate is replicate 0."""
+    return names - derived - {REPLICATE}
+
+
+def _derived_names_of(base: RunView) -> frozenset[str]:
+    prefix = "derived:"
+    return frozenset(part.removeprefix(prefix) for part in base.fingerprint if part.startswith(prefix))
 
 
 def _match_rows(sweep: Sweep, base: RunView) -> tuple[NDArray[np.int64] | None, list[tuple[int, int]]]:
@@ -271,20 +283,19 @@ def _match_rows(sweep: Sweep, base: RunView) -> tuple[NDArray[np.int64] | None, 
     point_count = len(sweep.space)
     if base.task_count <= point_count and _rows_are_points(sweep, base.task_count, columns):
         return None, [(base.task_count, point_count)] if base.task_count < point_count else []
-    names = list(columns)
-    values = [column.tolist() for column in columns.values()]
-    point_of_row = np.full(base.task_count, -1, dtype=np.int64)
-    taken = np.zeros(point_count, dtype=bool)
-    for row in range(base.task_count):
-        params = {name: column[row] for name, column in zip(names, values, strict=True)}
-        point = sweep.space.index_of(params)
-        if point is not None and not taken[point]:
-            point_of_row[row] = point
-            taken[point] = True
-    return point_of_row, _ranges(np.flatnonzero(~taken))
+    point_of_row = sweep.space.indices_of(columns, ignore=_derived_names_of(base))
+    known, first_rows = np.unique(point_of_row, return_index=True)
+    repeated = np.ones(base.task_count, dtype=bool)
+    repeated[first_rows] = False
+    point_of_row[repeated] = -1
+    new_points = np.setdiff1d(np.arange(point_count), known, assume_unique=True)
+    return point_of_row, _ranges(new_points)
 
 
 def _rows_are_points(sweep: Sweep, count: int, columns: dict[str, NDArray[Any]]) -> bool:
+    """Compare column by column: the usual case of a sweep that is continued unchanged, at little cost."""
+    if set(columns) != set(sweep.space.kinds()):
+        return False
     for start in range(0, count, CHUNK_ROWS):
         stop = min(start + CHUNK_ROWS, count)
         expected = sweep.space.columns(start, stop)

@@ -94,13 +94,15 @@ class Launcher:
     def _take_message(self) -> bool:
         """Handle one message; False when the rank is gone."""
         try:
-            data, fds, _, _ = socket.recv_fds(self._control, _MESSAGE_BYTES, 4, socket.MSG_CMSG_CLOEXEC)
+            data, fds, _, _ = socket.recv_fds(self._control, _MESSAGE_BYTES, 4)
         except OSError:
             return False
         if not data:
             return False
         wanted = msgspec.msgpack.decode(data, type=SlotWanted)
         sock = socket.socket(fileno=fds[0])
+        # A received descriptor is inheritable: a solver that holds it would hide its rank's death.
+        sock.set_inheritable(False)
         try:
             self._fork_slot(wanted, sock)
         except OSError as problem:

@@ -116,6 +116,7 @@ class LauncherClient:
         self._generation = 0
         self._events: list[SlotEvent] = []
         self._scratch_root = ""
+        self._old_scratch_roots: list[str] = []
         self._restarts: list[float] = []
         self._trouble = ""
         self._closing = False
@@ -245,8 +246,9 @@ class LauncherClient:
                 self._process.kill()
                 self._process.wait()
             self._process = None
-        if self._scratch_root:
-            shutil.rmtree(self._scratch_root, ignore_errors=True)
+        for root in (*self._old_scratch_roots, self._scratch_root):
+            if root:
+                shutil.rmtree(root, ignore_errors=True)
 
     # -- what the worker loop uses
 
@@ -488,5 +490,6 @@ class LauncherClient:
             raise ClusterError(
                 f"the launcher died {len(self._restarts)} times in {_RESTARTS_WINDOW_S:g} s: {reason}"
             )
+        self._old_scratch_roots.append(self._scratch_root)
         self.start()
         self._events.append(LauncherRestarted(reason))

@@ -241,7 +241,8 @@ def test_drain_ends_the_run_with_75(keystone, tmp_path: Path, wait_until) -> Non
         '[sweep]\ncommand = ["sleep", "{t}"]\n[params]\nt = { linspace = [1.5, 1.6, 50] }\n'
     )
     job = keystone.start(["run", "short.toml", "--slots", "2"])
-    wait_until(lambda: keystone(["drain", "short.h5"]).returncode == 0, 20.0, 0.2)
+    wait_until(lambda: "[0:00:02]" in job.output_so_far(), 20.0, 0.1)
+    keystone(["drain", "short.h5"]).check(0)
     result = job.wait(30).check(75)
     assert "run the same command again" in result.stdout
     facts = status(keystone, "short.h5")

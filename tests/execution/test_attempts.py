@@ -140,7 +140,8 @@ STARTING_STATE = """
 import os, signal
 print(os.getsid(0) == os.getpid())
 print(os.getcwd())
-print(sorted(map(int, os.listdir("/proc/self/fd")))[:-1])
+fds = [fd for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{fd}")]
+print(sorted(map(int, fds)))
 print(sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ())))
 ignored = int(open("/proc/self/status").read().split("SigIgn:")[1].split()[0], 16)
 print([number for number in range(1, 32) if ignored >> number - 1 & 1])

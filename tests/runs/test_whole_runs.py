@@ -234,3 +234,34 @@ def test_ten_million_tasks_start_at_once(keystone, tmp_path: Path, wait_until) -
     )
     assert master_rss_kb < 400_000, "the master's memory grows with what is queued"
     job.kill()
+
+
+def test_raising_repeat_keeps_what_is_done(keystone, tmp_path: Path) -> None:
+    sweep = write_sweep(tmp_path, shell("echo {x}"), "x = [1, 2]")
+    keystone(["run", sweep]).check()
+    write_sweep(tmp_path, shell("echo {x}"), "x = [1, 2]", "repeat = 2")
+    done = keystone(["run", sweep]).check()
+    assert "2 new" in done.stdout
+    assert states(tmp_path / "demo.h5") == ["SUCCESS"] * 4
+    assert sorted(attempts(tmp_path / "demo.h5")) == [(0, 1), (1, 1), (2, 1), (3, 1)]
+    assert "nothing to do" in keystone(["run", sweep]).check().stdout
+
+
+def test_priorities_and_cores_come_from_parameters(keystone, tmp_path: Path) -> None:
+    sweep = write_sweep(
+        tmp_path,
+        shell("echo {x} {cores} $OMP_NUM_THREADS >> order.log"),
+        "x = [1, 3, 2]",
+        '[task]\npriority = "{x}"\ncores = "{x}"\n',
+    )
+    keystone(["run", sweep, "--slots", "3"]).check()
+    lines = [tuple(map(int, line.split())) for line in (tmp_path / "order.log").read_text().splitlines()]
+    assert lines[0] == (3, 3, 3)
+    assert sorted(lines) == [(1, 1, 1), (2, 2, 2), (3, 3, 3)]
+
+
+def test_a_task_wider_than_any_worker_is_refused_with_the_reason(mpiexec, tmp_path: Path) -> None:
+    sweep = write_sweep(tmp_path, shell("echo {x}"), "x = [1, 64]", '[task]\ncores = "{x}"\n')
+    done = mpiexec(["keystone-mpi", "run", sweep, "--slots", "2"], n=2).check(1)
+    assert states(tmp_path / "demo.h5") == ["SUCCESS", "FAILURE"]
+    assert "64 cores" in done.stdout

@@ -14,6 +14,9 @@ import os
 import signal
 import sys
 
+NO_RUN = frozenset({"--help", "-h", "--dry-run"})
+"""Arguments of ``run`` after which nothing runs."""
+
 
 def main() -> None:
     """Run ``keystone-mpi``."""
@@ -25,9 +28,7 @@ def main() -> None:
         if runs:
             _serve()
         sys.exit(0)
-    from keystone_mpi.cli.main import main as run_command_line
-
-    code = run_command_line()
+    code = _run_command_line(early_store=runs and not NO_RUN.intersection(sys.argv))
     if runs and promised.launcher is not None and "keystone_mpi.transport.mpi" not in sys.modules:
         # The other ranks wait for work that will not come: a usage error, --help, --dry-run.
         from keystone_mpi.core.errors import LauncherMismatchError
@@ -38,6 +39,23 @@ def main() -> None:
         except LauncherMismatchError:
             sys.exit(code)  # there are no ranks that could be sent home
     sys.exit(code)
+
+
+def _run_command_line(*, early_store: bool) -> int:
+    """Be the command line; for a run the store process, slowest to start, is started first of all."""
+    if not early_store:
+        from keystone_mpi.cli.main import main as run_command_line
+
+        return run_command_line()
+    from keystone_mpi.engine.store_process import StoreClient
+
+    store = StoreClient()
+    try:
+        from keystone_mpi.cli.main import main as run_command_line
+
+        return run_command_line(store=store)
+    finally:
+        store.close()
 
 
 def _serve() -> None:

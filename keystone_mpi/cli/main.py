@@ -18,12 +18,15 @@ import socket
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 from keystone_mpi import __version__
 from keystone_mpi.core.errors import InternalError, KeystoneError
+
+if TYPE_CHECKING:
+    from keystone_mpi.engine.store_process import StoreClient
 
 EXIT_OK = 0
 EXIT_USAGE = 2
@@ -113,17 +116,19 @@ def group(context: click.Context) -> None:
         context.exit(EXIT_USAGE)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, store: StoreClient | None = None) -> int:
     """Run the command line and return its exit code.
 
     Parameters
     ----------
     argv : sequence of str or None
         Arguments after the program's name; None takes the process's own.
+    store : StoreClient or None
+        A store process that was started early, for `run`.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        code = group.main(args=arguments, prog_name="keystone-mpi", standalone_mode=False)
+        code = group.main(args=arguments, prog_name="keystone-mpi", standalone_mode=False, obj=store)
         sys.stdout.flush()
     except click.ClickException as error:
         return report_error(_click_message(error))

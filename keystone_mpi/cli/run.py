@@ -22,6 +22,7 @@ from keystone_mpi.cli.progress import make_observer
 if TYPE_CHECKING:
     from keystone_mpi.engine.observer import RunClosing
     from keystone_mpi.engine.plan import RunPlan
+    from keystone_mpi.engine.store_process import StoreClient
     from keystone_mpi.sweeps.sweep import Sweep
 
 EXIT_SOME_FAILED = 1
@@ -60,7 +61,9 @@ class AllowedFailures(click.ParamType[tuple[float, bool]]):
 @click.option("--smt", is_flag=True, help="Count hardware threads as slots, too.")
 @click.option("--allow-failures", type=AllowedFailures(), help="Exit 0 with up to so many failed tasks.")
 @click.option("-q", "--quiet", is_flag=True, help="Say only notices and the end.")
+@click.pass_obj
 def command(
+    store: StoreClient | None,
     file: Path,
     output: Path | None,
     resume: bool,
@@ -105,7 +108,7 @@ def command(
     observer = make_observer(quiet=quiet)
     options = RunOptions(session=session, slots_per_node=slots, smt=smt, command_line=list(sys.argv))
     try:
-        closing = run_sweep(sweep, options, observer, launcher_environment())
+        closing = run_sweep(sweep, options, observer, launcher_environment(), store)
     finally:
         observer.close()
     return exit_code(closing, allow_failures)

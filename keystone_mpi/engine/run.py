@@ -33,6 +33,7 @@ from keystone_mpi.transport.local import LocalHub, LocalMaster
 from keystone_mpi.transport.messages import Dismissal
 
 if TYPE_CHECKING:
+    from keystone_mpi.engine.store_process import StoreClient
     from keystone_mpi.sweeps.sweep import Sweep
     from keystone_mpi.transport.mpi import MpiMaster, MpiWorld
 
@@ -59,7 +60,13 @@ class _Side(msgspec.Struct):
     local_worker: threading.Thread | None = None
 
 
-def run_sweep(sweep: Sweep, options: RunOptions, observer: RunObserver, promised: Promised) -> RunClosing:
+def run_sweep(
+    sweep: Sweep,
+    options: RunOptions,
+    observer: RunObserver,
+    promised: Promised,
+    store: StoreClient | None = None,
+) -> RunClosing:
     """Run, or continue, a sweep; returns when it is complete or stopped.
 
     Parameters
@@ -72,6 +79,8 @@ def run_sweep(sweep: Sweep, options: RunOptions, observer: RunObserver, promised
         Told of everything that a person should see.
     promised : Promised
         What the launcher's environment says; this process is its rank 0.
+    store : StoreClient, optional
+        A store process that was started early; the caller closes it.
 
     Raises
     ------
@@ -94,17 +103,22 @@ def run_sweep(sweep: Sweep, options: RunOptions, observer: RunObserver, promised
         observer.run_opened(info)
         return _nothing_to_do(session, observer)
     try:
-        return _run(session, options, observer, promised, info)
+        return _run(session, options, observer, promised, info, store)
     except BaseException:
         session.abandon()
         raise
 
 
 def _run(
-    session: Session, options: RunOptions, observer: RunObserver, promised: Promised, info: RunInfo
+    session: Session,
+    options: RunOptions,
+    observer: RunObserver,
+    promised: Promised,
+    info: RunInfo,
+    store: StoreClient | None,
 ) -> RunClosing:
     wake_later = _LateWake()
-    session.begin(options.command_line, wake_later)
+    session.begin(options.command_line, wake_later, store)
     # Processes are started before MPI_Init: a fork afterwards may break InfiniBand's registered memory.
     launcher = LauncherClient()
     master_works = promised.launcher is None or promised.size == 1 or promised.local_size in (None, 1)

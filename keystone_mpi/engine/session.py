@@ -103,8 +103,10 @@ class Session:
         put_back = sum(1 for _ in self.plan.put_back_rows())
         return succeeded, final - succeeded - put_back
 
-    def begin(self, command_line: list[str], on_progress: Callable[[], None]) -> None:
-        """Open the journal and start the store process.
+    def begin(
+        self, command_line: list[str], on_progress: Callable[[], None], store: StoreClient | None = None
+    ) -> None:
+        """Open the journal and put the store process to work.
 
         Parameters
         ----------
@@ -112,6 +114,8 @@ class Session:
             Recorded as provenance.
         on_progress : callable
             Called from the committer's thread when more is durable.
+        store : StoreClient, optional
+            One that was started early; None: one is started now.
         """
         plan = self.plan
         base = plan.base
@@ -151,7 +155,8 @@ class Session:
             for row in plan.dropped_rows()
         ]
         self.committer.submit(first)
-        self.store = StoreClient(self.output_path)
+        self.store = store or StoreClient()
+        self.store.follow(self.output_path)
 
     def close(self, *, state: str, reason: str, timeout_s: float) -> str:
         """End this start in order.
@@ -162,8 +167,6 @@ class Session:
             Why the results are not all in the HDF5 file yet; empty when they
             are, and the journal is gone.
         """
-        from keystone_mpi.records.store import finish
-
         assert self.committer is not None
         assert self.store is not None
         self.committer.submit([entries.RunClosed(state=state, reason=reason, at=time.time())])
@@ -172,8 +175,6 @@ class Session:
             self.lease.release()
             return self.committer.problem or "the journal could not be synced in time"
         result = self.store.finish(timeout_s)
-        if not result.problem:
-            finish(self.output_path)
         self.lease.release()
         return result.problem
 

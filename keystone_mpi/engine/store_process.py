@@ -4,10 +4,11 @@ Rule: it only reads the journal and only replaces the file; the master never
 waits for it before the end, and losing it loses nothing. A batch costs what it
 costs, and the next one waits until twenty times that long has passed, so that
 writing takes at most a twentieth of the time. End of file on its standard
-input (the master died) ends it.
+input (the master died) ends it. It is started before anything else, since its
+imports are the slowest part of a start.
 
-    master --stdin-->  final | (end of file)
-    master <--stdout-- {"generation": ..., "problem": ...} once per batch, JSON lines
+    master --stdin-->  output path, then "final" | (end of file)
+    master <--stdout-- {"final": ..., "problem": ...} once per batch, JSON lines
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import os
 import select
 import signal
 import subprocess
-import sys
 import time
 import traceback
 from pathlib import Path
@@ -26,8 +26,9 @@ import msgspec
 
 from keystone_mpi.core.errors import KeystoneError
 from keystone_mpi.engine.columns import columns_from_spec
+from keystone_mpi.execution.quick_python import quick_argv
 from keystone_mpi.records.journal import journal_path, read_head
-from keystone_mpi.records.store import fold
+from keystone_mpi.records.store import finish, fold
 
 if TYPE_CHECKING:
     from keystone_mpi.records.store import ColumnSource
@@ -51,14 +52,11 @@ class BatchResult(msgspec.Struct, frozen=True):
 class StoreClient:
     """The master's handle on its store process.
 
-    Parameters
-    ----------
-    output_path : Path
-        The HDF5 file; its journal must exist already.
+    Making one starts the process; `follow` gives it its work.
     """
 
-    def __init__(self, output_path: Path) -> None:
-        self._output_path = output_path
+    def __init__(self) -> None:
+        self._output_path: Path | None = None
         self._restarts = 0
         self.problem = ""
         """Why the last batch could not be written; empty: it was."""
@@ -67,7 +65,10 @@ class StoreClient:
     def _start(self) -> None:
         # Before MPI_Init at first; a restart later goes by vfork, which copies no memory that MPI holds.
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "keystone_mpi.engine.store_process", str(self._output_path)],
+            quick_argv(
+                "from keystone_mpi.engine.store_process import main; main()",
+                ("keystone_mpi", "msgspec", "numpy", "h5py"),
+            ),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,  # never holds mpiexec's; problems come as messages
@@ -75,6 +76,17 @@ class StoreClient:
             bufsize=0,
         )
         self._buffer = b""
+        if self._output_path is not None:
+            self.follow(self._output_path)
+
+    def follow(self, output_path: Path) -> None:
+        """Name the HDF5 file to write; its journal must exist."""
+        self._output_path = output_path
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(msgspec.json.encode(str(output_path)) + b"\n")
+        except BrokenPipeError:
+            return  # it died; `poll` replaces it
 
     @property
     def _stdout_fd(self) -> int:
@@ -84,7 +96,7 @@ class StoreClient:
     def poll(self) -> None:
         """Hear of the batches that ended since the last call, and replace a process that died."""
         self._read(0.0)
-        if self._process.poll() is not None:
+        if self._process.poll() is not None and self._restarts < RESTARTS:
             self._restart()
 
     def _restart(self) -> bool:
@@ -156,8 +168,6 @@ class _Folder:
     """Folds the journal into the file; reads the journal's header once."""
 
     def __init__(self, output_path: Path) -> None:
-        import keystone_mpi.records.store.folding  # noqa: F401 - the slow import happens while the run starts
-
         self._output_path = output_path
         self.journal_path = journal_path(output_path)
         self._columns: ColumnSource | None = None
@@ -170,6 +180,8 @@ class _Folder:
                     return BatchResult(final=final, problem="the journal has no header yet" if final else "")
                 self._columns = columns_from_spec(head.spec, head.added_points)
             fold(self._output_path, self.journal_path, self._columns, final=final)
+            if final:
+                finish(self._output_path)
         except KeystoneError as error:
             return BatchResult(final=final, problem=str(error))
         except Exception:  # ours: the journal keeps everything, and the master shows the traceback
@@ -177,17 +189,38 @@ class _Folder:
         return BatchResult(final=final)
 
 
-def _serve(output_path: Path) -> None:
-    folder = _Folder(output_path)
+class _Requests:
+    """Lines from the master; None is the end of file."""
+
+    def __init__(self) -> None:
+        self._buffer = b""
+
+    def next(self, timeout_s: float | None) -> bytes | None:
+        """Return the next line, empty when none came in time."""
+        while b"\n" not in self._buffer:
+            if not select.select([0], (), (), timeout_s)[0]:
+                return b""
+            data = os.read(0, 65536)
+            if not data:
+                return None
+            self._buffer += data
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        return line
+
+
+def _serve(requests: _Requests) -> None:
+    first = requests.next(None)
+    if not first:
+        return
+    folder = _Folder(Path(msgspec.json.decode(first, type=str)))
     folded_bytes = -1
     pause_s = FIRST_BATCH_S
     while True:
-        if select.select([0], (), (), pause_s)[0]:
-            request = os.read(0, 64)
-            if not request:
-                return
-            result = folder.fold(final=True)
-            os.write(1, msgspec.json.encode(result) + b"\n")
+        request = requests.next(pause_s)
+        if request is None:
+            return
+        if request:
+            os.write(1, msgspec.json.encode(folder.fold(final=True)) + b"\n")
             return
         size_bytes = folder.journal_path.stat().st_size
         if size_bytes == folded_bytes:
@@ -205,12 +238,9 @@ def main() -> None:
     """Run the store process; for `StoreClient` only."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)  # the master decides when this process ends
-    output_path = Path(sys.argv[1])
+    import keystone_mpi.records.store.folding  # noqa: F401 - the slow import, while the run starts
+
     try:
-        _serve(output_path)
+        _serve(_Requests())
     except (BrokenPipeError, FileNotFoundError):
         return  # the master died, or its journal is gone: nothing is left to do here
-
-
-if __name__ == "__main__":
-    main()

@@ -219,7 +219,7 @@ def main(control_fd: int) -> int:
         }
         gc.collect()
         # Forks share what is here now; a collection in one would copy it all.
-        gc.freeze()
+        gc.freeze(); gc.disable()
         Launcher(control, base_env).serve()
     except Exception:
         try:

@@ -7,7 +7,6 @@ the journal or an attempt that still runs.
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -203,7 +202,7 @@ def kept_output(
     output_path: Path, snapshot: Snapshot | None, tail: Tail, index: int, attempt: int, stream: str
 ) -> bytes | None:
     """Return the whole output of an attempt; None when it was not kept."""
-    from keystone_mpi.records.store.shards import ShardReader
+    from keystone_mpi.records.store.shards import ShardReader, unpack
 
     for entry in tail.ended:
         report = entry.report
@@ -212,7 +211,7 @@ def kept_output(
             packed = report.packed.get(key)
             if packed is None and key in report.large:
                 packed = ShardReader(output_path).read(report.large[key])
-            return None if packed is None else zlib.decompress(packed)
+            return None if packed is None else b"".join(unpack(packed))
     if snapshot is None or not snapshot.has("attempts", f"{stream}_kept_offset"):
         return None
     rows = np.flatnonzero(snapshot.column("attempts", "task_index") == index)

@@ -78,7 +78,9 @@ class _Stream:
             cut = len(data)
         self._search(data[:cut])
         # A little of what was searched stays, from the start of a line: a match may span lines.
-        keep = data.find(b"\n", max(0, cut - _OVERLAP_BYTES), cut) + 1 or cut
+        keep = 0
+        if cut > _OVERLAP_BYTES:
+            keep = data.find(b"\n", cut - _OVERLAP_BYTES, cut) + 1 or cut
         self._carry = data[keep:]
         self._searched = cut - keep
 

@@ -54,7 +54,7 @@ class Scenario:
         self.has_flight = name == "recovery"
         self.name = name
         self.checked: set[frozenset[tuple[str, bytes]]] = set()
-        """States of the folder that were recovered from; what a temp holds is never read and does not count."""
+        """States of the folder that were recovered from; what a temp holds is never read."""
 
     def reset(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -35,7 +35,8 @@ def picture(view: RunView) -> dict[str, Any]:
     budget = view.used_budget
     tasks = [view.task(index) for index in range(view.task_count)]
     return {
-        "run": (view.run_id, view.epoch, view.created, view.task_count, view.sweep_name, view.phase, view.reason),
+        "run": (view.run_id, view.epoch, view.created, view.task_count, view.sweep_name, view.phase,
+                view.reason),
         "texts": (view.spec, view.sweep_text, view.fingerprint, view.provenance),
         "states": view.states.tolist(),
         "whys": view.whys.tolist(),
@@ -51,7 +52,8 @@ def picture(view: RunView) -> dict[str, Any]:
                   {name: np.asarray(value).tolist() for name, value in sorted(task.results.items())}))
             for task in tasks
         ],
-        "attempts": [[(a.number, a.outcome, a.host, repr(a.started), a.stdout_tail, a.error, a.cpus, a.artifacts)
+        "attempts": [[(a.number, a.outcome, a.host, repr(a.started), a.stdout_tail, a.error, a.cpus,
+                       a.artifacts)
                       for a in task.attempts] for task in tasks],
         "workers": repr(view.workers),
         "in_flight": sorted((a.index, a.number, a.host) for a in view.in_flight),
@@ -102,7 +104,7 @@ def test_a_view_is_the_same_however_far_the_journal_was_folded(tmp_path: Path) -
     assert first["last_attempt"] == [1, 2, 2, 1, 1, 1, 0, 1, 0]
     assert first["in_flight"] == [(2, 2, "n1"), (3, 1, "n2")]
     assert first["budget"] == [
-        [0, 1, 0, 0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0, 0, 0, 0],  # task 2 was put back: its timeout is forgiven
+        [0, 1, 0, 0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0, 0, 0, 0],  # task 2 was put back
         [0, 0, 0, 0, 1, 0, 0, 0, 0], [0, 0, 0, 0, 0, 1, 0, 1, 0],
     ]  # fmt: skip
     assert first["failures"] == [(7, 1), (5, 1), (4, 1)]
@@ -112,12 +114,29 @@ def test_a_view_is_the_same_however_far_the_journal_was_folded(tmp_path: Path) -
     assert (counts.timed_out, counts.cancelled, counts.out_of_memory, counts.lost) == (0, 1, 1, 1)
 
 
-@settings(max_examples=25, deadline=None)
-@given_values(st.permutations(range(2, len(STORY))), st.sets(st.integers(0, len(STORY) - 1), max_size=3))
-def test_any_order_and_any_folds(
+EACH: dict[int, list[Entry]] = {
+    0: [given((0, 1)), done(0)],
+    1: [given((1, 1)), AttemptStarted(1, 1, 1, T0 + 1), failed(1, retried=True), given((1, 2), worker=2),
+        done(1, 2, worker=2)],
+    2: [given((2, 1)), failed(2, state=TaskState.TIMEOUT, outcome=Outcome.TIMEOUT),
+        TaskEnded(2, TaskState.PENDING, Why.NONE, "", T0 + 32), given((2, 2)), failed(2, 2, retried=True)],
+    3: [given((3, 1)), failed(3, outcome=Outcome.OUT_OF_MEMORY, retried=True, scalars={"residual": -1.0})],
+    4: [TaskEnded(4, TaskState.CANCELLED, Why.BY_USER, "cancelled", T0)],
+    5: [given((5, 1), worker=2), AttemptStarted(2, 5, 1, T0 + 4)],
+}  # fmt: skip
+"""What happens to each task, in its order."""
+
+
+@settings(max_examples=12, deadline=None)
+@given_values(
+    st.permutations([task for task, entries in EACH.items() for _ in entries]),
+    st.sets(st.integers(0, sum(map(len, EACH.values()))), max_size=3),
+)
+def test_any_interleaving_and_any_folds(
     tmp_path_factory: pytest.TempPathFactory, order: list[int], folds: set[int]
 ) -> None:
-    entries = [STORY[0], STORY[1], *(STORY[k] for k in order)]
+    queues = {task: iter(entries) for task, entries in EACH.items()}
+    entries = [joined(1, "n1"), joined(2, "n2"), *(next(queues[task]) for task in order)]
     folder = tmp_path_factory.mktemp("order")
     pictures = []
     for name in ("a.h5", "b.h5"):
@@ -133,6 +152,7 @@ def test_any_order_and_any_folds(
     assert pictures[0] == pictures[1]
     counts = pictures[0]["counts"]
     assert counts.completed + counts.failed + counts.running + counts.pending == counts.total
+    assert pictures[0]["states"] == [2, 2, 0, 0, 5, 1, 0, 0, 0]
 
 
 def test_a_finished_run(tmp_path: Path) -> None:
@@ -286,7 +306,8 @@ def test_a_continued_run(tmp_path: Path) -> None:
         added_points=[(3, 5)],
         spec=b"{}",
     )
-    second.add(joined(1, "new"), given((1, 2), (4, 1)), done(4))
+    second.add(joined(1, "new"), TaskEnded(1, TaskState.PENDING, Why.NONE, "", T0))
+    second.add(given((1, 2), (4, 1)), done(4))
     with acquire(second.output, run_id="run-1", epoch=2):
         pictures = []
         for _ in range(2):
@@ -357,7 +378,8 @@ epoch, base, rows = 1, "", 0
 end = time.monotonic() + float(sys.argv[2])
 with acquire(output, run_id="run-1", epoch=1) as lease:
     while time.monotonic() < end or epoch < 3:
-        run = Run(folder, rows + 20, epoch=epoch, base_generation=base, base_task_count=rows, added_points=[(rows, rows + 20)])
+        head = dict(base_generation=base, base_task_count=rows, added_points=[(rows, rows + 20)])
+        run = Run(folder, rows + 20, epoch=epoch, **head)
         run.add(joined())
         for index in range(rows, rows + 20):
             run.add(given((index, 1)), done(index))

@@ -9,12 +9,11 @@ Rule: plain bytes, readable by anything that reads HDF5; two columns of
 
 from __future__ import annotations
 
-import zlib
-
 import h5py
 import numpy as np
 
 from keystone_mpi.records.store import hdf5
+from keystone_mpi.records.store.shards import unpack
 
 STREAMS = ("stdout", "stderr")
 _PIECE_BYTES = 4 << 20
@@ -46,17 +45,8 @@ class OutputGroup:
             Its offset and length in the dataset. Of damaged data, what could be unpacked is kept.
         """
         start = self._length[stream] + len(self._pending[stream])
-        unpacker = zlib.decompressobj()
-        data = packed
-        while data:
-            try:
-                piece = unpacker.decompress(data, _PIECE_BYTES)
-            except zlib.error:
-                break
-            if not piece and not unpacker.unconsumed_tail:
-                break
+        for piece in unpack(packed, _PIECE_BYTES):
             self._pending[stream] += piece
-            data = unpacker.unconsumed_tail
             if len(self._pending[stream]) >= _PIECE_BYTES:
                 self._flush(stream)
         return start, self._length[stream] + len(self._pending[stream]) - start

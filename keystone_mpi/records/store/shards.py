@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from keystone_mpi.core.model import AttemptReport, ShardValue
@@ -18,6 +19,21 @@ from keystone_mpi.core.model import AttemptReport, ShardValue
 def shards_path(output_path: Path) -> Path:
     """Return the folder of the shards that belong to an output file."""
     return output_path.with_name(output_path.name + ".shards")
+
+
+def unpack(packed: bytes, piece_bytes: int = 4 << 20) -> Iterator[bytes]:
+    """Decompress kept output piece by piece; of damaged data, what can be unpacked."""
+    unpacker = zlib.decompressobj()
+    data = packed
+    while data:
+        try:
+            piece = unpacker.decompress(data, piece_bytes)
+        except zlib.error:
+            return
+        if not piece and not unpacker.unconsumed_tail:
+            return
+        yield piece
+        data = unpacker.unconsumed_tail
 
 
 class ShardReader:

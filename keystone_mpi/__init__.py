@@ -6,6 +6,30 @@ parallel file system pays only for the modules it uses.
 
 from __future__ import annotations
 
+from typing import Any
+
 __version__ = "0.1.0"
 
-__all__ = ["__version__"]
+_EXPORTS = {
+    "Run": "keystone_mpi.analysis.run",
+    "open_run": "keystone_mpi.analysis.run",
+}
+"""Public name -> module that it is loaded from when it is first used."""
+
+__all__ = ["Run", "__version__", "open_run"]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name when it is first used."""
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    value = getattr(importlib.import_module(_EXPORTS[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """List the public names too that are not loaded yet."""
+    return sorted({*globals(), *_EXPORTS})

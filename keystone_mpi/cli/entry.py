@@ -32,7 +32,7 @@ def main() -> None:
     if runs and promised.launcher is not None and "keystone_mpi.transport.mpi" not in sys.modules:
         # The other ranks wait for work that will not come: a usage error, --help, --dry-run.
         from keystone_mpi.core.errors import LauncherMismatchError
-        from keystone_mpi.engine.serving import send_workers_home
+        from keystone_mpi.engine.ranks import send_workers_home
 
         try:
             send_workers_home(promised)

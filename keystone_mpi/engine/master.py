@@ -26,6 +26,7 @@ from keystone_mpi.core.scheduler import Scheduler
 from keystone_mpi.engine.observer import Progress, RunObserver
 from keystone_mpi.engine.pace import Pace
 from keystone_mpi.engine.plan import RunPlan
+from keystone_mpi.engine.ranks import Ranks
 from keystone_mpi.engine.stopping import StopLevel, StopRequests
 from keystone_mpi.engine.store_process import StoreClient
 from keystone_mpi.engine.workforce import Workforce
@@ -33,7 +34,7 @@ from keystone_mpi.records import entries
 from keystone_mpi.records.committer import Committer
 from keystone_mpi.records.lease import Lease
 from keystone_mpi.transport import messages
-from keystone_mpi.transport.channel import MasterEnd, Received
+from keystone_mpi.transport.channel import Received
 
 TICK_S = 1.0
 LEASE_RENEWAL_S = 5.0
@@ -60,7 +61,7 @@ class Master:
 
     Parameters
     ----------
-    plan, scheduler, transport, committer, lease, store : the assembled parts
+    plan, scheduler, ranks, committer, lease, store : the assembled parts
     workforce : Workforce
         Who is who among the workers; answers their hellos.
     stop : StopRequests
@@ -74,7 +75,7 @@ class Master:
         *,
         plan: RunPlan,
         scheduler: Scheduler,
-        transport: MasterEnd,
+        ranks: Ranks,
         committer: Committer,
         lease: Lease,
         store: StoreClient,
@@ -86,7 +87,8 @@ class Master:
     ) -> None:
         self._plan = plan
         self._scheduler = scheduler
-        self._transport = transport
+        self._ranks = ranks
+        self._transport = ranks.transport
         self._committer = committer
         self._lease = lease
         self._store = store
@@ -229,6 +231,7 @@ class Master:
         return happened
 
     def _lose(self, worker: int, why: str) -> list[Event]:
+        self._ranks.left(worker)
         if not self._workforce.leave(worker):
             return []
         self._sequence = self._committer.submit([entries.WorkerLeft(worker=worker, why=why, at=time.time())])
@@ -378,25 +381,3 @@ class Master:
         if problem != self._problem:
             self._problem = problem
             self._observer.notice(f"{problem} (nothing is lost; trying again every second)")
-
-    def farewell(self, timeout_s: float) -> None:
-        """Send every worker away and wait for their goodbyes, `timeout_s` at most."""
-        for worker in self._workforce.present():
-            self._transport.send(worker, messages.Farewell())
-        deadline = time.monotonic() + timeout_s
-        while self._workforce.present() and time.monotonic() < deadline:
-            for item in self._transport.receive(min(0.2, max(0.0, deadline - time.monotonic()))):
-                match item.message:
-                    case messages.Goodbye():
-                        self._workforce.leave(item.worker)
-                    case messages.WorkerFailed(traceback=text):
-                        self._observer.notice(f"{self._workforce.name(item.worker)} failed:\n{text.rstrip()}")
-                        self._workforce.leave(item.worker)
-                    case messages.Hello():
-                        self._transport.send(item.worker, messages.Farewell())
-                    case _:
-                        continue  # late news of attempts that the journal calls interrupted
-
-    def absent_workers(self) -> list[int]:
-        """Workers that have not said goodbye."""
-        return self._workforce.present()

@@ -1,17 +1,15 @@
 """The composition root: one start of a run from all the parts, on the master's rank.
 
-Rule: parts are made here and nowhere else, in the order that start-up and
-safety ask for: what can be refused first, processes before MPI_Init, MPI last.
+Rule: parts are made here and nowhere else, in the order that safety asks for:
+the transport before any file is touched, the lease before anything of an
+earlier start, everything that can be refused before the first write.
 
-    open_session --> journal, store process --> launcher (a worker beside the master)
-                 --> MPI or local transport --> Scheduler --> Master.run
-    end:  farewell --> last batch of the file --> dismissal --> MPI_Finalize
+    bring_up --> open_session --> journal, store process --> Scheduler --> Master.run
+    end:  farewell --> last batch of the file --> dismissal (MPI_Finalize)
 """
 
 from __future__ import annotations
 
-import sys
-import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -21,23 +19,16 @@ from keystone_mpi.core.actions import Finish, FinishReason
 from keystone_mpi.core.scheduler import Scheduler
 from keystone_mpi.engine.master import Master
 from keystone_mpi.engine.observer import RunClosing, RunInfo, RunObserver
-from keystone_mpi.engine.serving import send_workers_home
+from keystone_mpi.engine.ranks import FAREWELL_S, Ranks, bring_up
 from keystone_mpi.engine.session import Session, SessionOptions, open_session
 from keystone_mpi.engine.stopping import StopRequests
-from keystone_mpi.engine.worker import Worker
 from keystone_mpi.engine.workforce import Workforce
 from keystone_mpi.execution.environment import Promised
-from keystone_mpi.execution.launcher_client import LauncherClient
-from keystone_mpi.execution.slots import detect
-from keystone_mpi.transport.local import LocalHub, LocalMaster
-from keystone_mpi.transport.messages import Dismissal
 
 if TYPE_CHECKING:
     from keystone_mpi.engine.store_process import StoreClient
     from keystone_mpi.sweeps.sweep import Sweep
-    from keystone_mpi.transport.mpi import MpiMaster, MpiWorld
 
-FAREWELL_S = 20.0
 SYNC_S = 60.0
 LAST_BATCH_S = 3600.0
 STOPPED_FAREWELL_S = 6.0
@@ -50,14 +41,6 @@ class RunOptions(msgspec.Struct, frozen=True):
     slots_per_node: int | None = None
     smt: bool = False
     command_line: list[str] = []
-
-
-class _Side(msgspec.Struct):
-    """What this rank brought up besides the session, for taking it down again."""
-
-    transport: LocalMaster | MpiMaster
-    world: MpiWorld | None
-    local_worker: threading.Thread | None = None
 
 
 def run_sweep(
@@ -89,24 +72,27 @@ def run_sweep(
     ClusterError
         MPI, the disk or the lease failed. What was acknowledged is safe.
     """
+    ranks = bring_up(promised)
     try:
         session = open_session(sweep, options.session)
+        for notice in session.notices:
+            observer.notice(notice)
+        info = _info(session)
+        if session.nothing_to_do:
+            session.lease.release()
+            observer.run_opened(info)
+            ranks.farewell(FAREWELL_S, observer.notice)
+            closing = _nothing_to_do(session)
+        else:
+            closing = _run(session, options, observer, promised, info, ranks, store)
     except BaseException:
-        send_workers_home(promised)
+        ranks.farewell(STOPPED_FAREWELL_S, observer.notice)
+        ranks.dismiss()
         raise
-    for notice in session.notices:
-        observer.notice(notice)
-    info = _info(session)
-    if session.nothing_to_do:
-        session.lease.release()
-        send_workers_home(promised)
-        observer.run_opened(info)
-        return _nothing_to_do(session, observer)
-    try:
-        return _run(session, options, observer, promised, info, store)
-    except BaseException:
-        session.abandon()
-        raise
+    if not ranks.dismiss():
+        observer.notice("some workers did not say goodbye; MPI was ended by force")
+    observer.run_closed(closing)
+    return closing
 
 
 def _run(
@@ -115,97 +101,49 @@ def _run(
     observer: RunObserver,
     promised: Promised,
     info: RunInfo,
+    ranks: Ranks,
     store: StoreClient | None,
 ) -> RunClosing:
-    wake_later = _LateWake()
-    session.begin(options.command_line, wake_later, store)
-    # Processes are started before MPI_Init: a fork afterwards may break InfiniBand's registered memory.
-    launcher = LauncherClient()
-    master_works = promised.launcher is None or promised.size == 1 or promised.local_size in (None, 1)
-    if master_works:
-        launcher.start()
-    side = _bring_up(promised, launcher)
-    wake_later.target = side.transport.wake
-    assert session.committer is not None
-    assert session.store is not None
-    workforce = Workforce(
-        side.transport.workers,
-        run_id=session.run_id,
-        epoch=session.epoch,
-        output_path=str(session.output_path),
-        recipes=[session.plan.sweep.recipe],
-        slots_per_node=options.slots_per_node,
-        smt=options.smt,
-    )
-    succeeded, failed = session.counts_before()
-    with StopRequests(
-        session.output_path,
-        side.transport.wake,
-        first_means_now=promised.launcher == "openmpi",
-        under_launcher=promised.launcher is not None,
-    ) as stop:
-        stop.forget_drain_file()
-        master = Master(
-            plan=session.plan,
-            scheduler=Scheduler(session.plan.source()),
-            transport=side.transport,
-            committer=session.committer,
-            lease=session.lease,
-            store=session.store,
-            workforce=workforce,
-            stop=stop,
-            observer=observer,
-            already_succeeded=succeeded,
-            already_failed=failed,
+    try:
+        session.begin(options.command_line, ranks.transport.wake, store)
+        assert session.committer is not None
+        assert session.store is not None
+        workforce = Workforce(
+            ranks.transport.workers,
+            run_id=session.run_id,
+            epoch=session.epoch,
+            output_path=str(session.output_path),
+            recipes=[session.plan.sweep.recipe],
+            slots_per_node=options.slots_per_node,
+            smt=options.smt,
         )
-        observer.run_opened(info)
-        try:
+        succeeded, failed = session.counts_before()
+        with StopRequests(
+            session.output_path,
+            ranks.transport.wake,
+            first_means_now=promised.launcher == "openmpi",
+            under_launcher=promised.launcher is not None,
+        ) as stop:
+            stop.forget_drain_file()
+            master = Master(
+                plan=session.plan,
+                scheduler=Scheduler(session.plan.source()),
+                ranks=ranks,
+                committer=session.committer,
+                lease=session.lease,
+                store=session.store,
+                workforce=workforce,
+                stop=stop,
+                observer=observer,
+                already_succeeded=succeeded,
+                already_failed=failed,
+            )
+            observer.run_opened(info)
             finish = master.run()
-        except BaseException:
-            _take_down(side, master, clean=False)
-            raise
-        closing = _close(session, master, finish, observer, stop, side)
-    observer.run_closed(closing)
-    return closing
-
-
-class _LateWake:
-    """A wake-up whose target comes into being after those who call it."""
-
-    def __init__(self) -> None:
-        self.target = _nobody
-
-    def __call__(self) -> None:
-        self.target()
-
-
-def _nobody() -> None:
-    return
-
-
-def _bring_up(promised: Promised, launcher: LauncherClient) -> _Side:
-    if promised.launcher is None:
-        side = _Side(LocalMaster(), None)
-        side.local_worker = _start_local_worker(side.transport.hub, launcher)
-        return side
-    from keystone_mpi.transport.mpi import MpiMaster, MpiWorld
-
-    world = MpiWorld(promised.size)
-    place = world.node_place()
-    side = _Side(MpiMaster(world), world)
-    if place.master_alone:
-        launcher.start()
-        side.local_worker = _start_local_worker(side.transport.hub, launcher)
-    elif launcher.launcher_pid:
-        launcher.close()
-    return side
-
-
-def _start_local_worker(hub: LocalHub, launcher: LauncherClient) -> threading.Thread:
-    worker = Worker(hub.connect(0), launcher, rank=0, resources=detect(), local_index=0, local_workers=1)
-    thread = threading.Thread(target=worker.serve, name="keystone-worker", daemon=True)
-    thread.start()
-    return thread
+            return _close(session, master, finish, observer, stop, ranks)
+    except BaseException:
+        session.abandon()
+        raise
 
 
 def _close(
@@ -214,12 +152,12 @@ def _close(
     finish: Finish,
     observer: RunObserver,
     stop: StopRequests,
-    side: _Side,
+    ranks: Ranks,
 ) -> RunClosing:
-    """End a run that the scheduler finished: workers first, then the file, then MPI."""
+    """End a run that the scheduler finished: the workers' launchers first, then the file."""
     if finish.reason == FinishReason.NO_WORKERS:
         observer.notice("no worker is left that could run the rest")
-    master.farewell(FAREWELL_S)
+    ranks.farewell(FAREWELL_S, observer.notice)
     master.drain_acknowledgements(SYNC_S)
     complete = finish.reason == FinishReason.COMPLETE
     state = "complete" if complete else "interrupted"
@@ -227,9 +165,6 @@ def _close(
     problem = session.close(state=state, reason=reason, timeout_s=LAST_BATCH_S)
     if not problem:
         stop.forget_drain_file()
-    clean = _take_down(side, master, clean=True)
-    if not clean:
-        observer.notice("some workers did not say goodbye; ending MPI by force")
     progress = master.progress(time.monotonic())
     return RunClosing(
         state=state,
@@ -247,27 +182,6 @@ def _close(
     )
 
 
-def _take_down(side: _Side, master: Master, *, clean: bool) -> bool:
-    """Dismiss the workers and leave MPI; False when some worker had not said goodbye."""
-    if not clean:
-        master.farewell(STOPPED_FAREWELL_S)
-    everybody = not master.absent_workers()
-    for worker in side.transport.workers:
-        side.transport.send(worker, Dismissal())
-    if side.local_worker is not None:
-        side.local_worker.join(5.0)
-    side.transport.close()
-    if side.world is not None:
-        if everybody:
-            side.world.finalize()
-        else:
-            # MPI_Finalize would wait for ever for a rank that is gone.
-            sys.stdout.flush()
-            sys.stderr.flush()
-            side.world.abort(75)
-    return everybody
-
-
 def _info(session: Session) -> RunInfo:
     plan = session.plan
     return RunInfo(
@@ -283,10 +197,10 @@ def _info(session: Session) -> RunInfo:
     )
 
 
-def _nothing_to_do(session: Session, observer: RunObserver) -> RunClosing:
+def _nothing_to_do(session: Session) -> RunClosing:
     base = session.plan.base
     succeeded, failed = session.counts_before()
-    closing = RunClosing(
+    return RunClosing(
         state="complete",
         reason="nothing to do",
         total=session.plan.task_count,
@@ -298,5 +212,3 @@ def _nothing_to_do(session: Session, observer: RunObserver) -> RunClosing:
         elapsed_s=0.0,
         output_path=str(session.output_path if base is None else base.path),
     )
-    observer.run_closed(closing)
-    return closing

@@ -80,13 +80,15 @@ _RESTARTS_LIMIT = 10
 class _Slot:
     """One slot as the rank sees it; `generation` names its present slot process."""
 
-    __slots__ = ("channel", "ended", "generation", "orders", "stopped", "trouble")
+    __slots__ = ("channel", "ended", "generation", "never_sent", "orders", "stopped", "trouble")
 
     def __init__(self, channel: FrameChannel, generation: int) -> None:
         self.channel = channel
         self.generation = generation
         self.orders: dict[tuple[int, int], SlotOrder] = {}
         """Submitted and not yet come back, oldest first."""
+        self.never_sent: set[tuple[int, int]] = set()
+        """Those among them that came when the slot process was known to be dead."""
         self.stopped = False
         """It said goodbye."""
         self.ended: SlotEnded | None = None
@@ -277,7 +279,10 @@ class LauncherClient:
             state = self._open_slot(slot)
         for order in orders:
             state.orders[order.key] = order
-        self._send(state, orders)
+        if state.channel.closed:
+            state.never_sent.update(order.key for order in orders)
+        else:
+            self._send(state, orders)
 
     def cancel(self, slot: int, index: int, attempt: int, interrupted: bool = False) -> None:
         """Stop an attempt, started or not; its report comes as an event."""
@@ -339,7 +344,7 @@ class LauncherClient:
     def _send(self, slot: _Slot, messages: Sequence[ToSlot]) -> None:
         channel = slot.channel
         channel.send(_encode(messages))
-        if channel.unsent_bytes:
+        if channel.unsent_bytes and not channel.closed:
             self._epoll.modify(channel.fileno(), select.EPOLLIN | select.EPOLLOUT)
 
     def _poll(self, timeout_s: float) -> None:
@@ -448,11 +453,11 @@ class LauncherClient:
         keys = list(state.orders)
         if not state.stopped:
             self._events.append(SlotLost(number, reason))
-        if self._closing:
-            # Stopped on request: what did not report had not begun, or its report is lost with it.
+        if self._closing or state.stopped:
+            # It ended in order: what did not report had not begun.
             self._events.append(OrdersReturned(number, keys))
             return
-        if keys:
+        if keys and keys[0] not in state.never_sent:
             index, attempt = keys.pop(0)
             report = AttemptReport(
                 index, attempt, Outcome.WORKER_LOST, finished=time.time(), why=Why.LOST_WORKER, error=reason
@@ -467,7 +472,13 @@ class LauncherClient:
         self._epoll.unregister(self._control.fileno())
         self._control.close()
         self._control = None
-        status = self._process.wait() if self._process is not None else 0
+        status = 0
+        if self._process is not None:
+            try:
+                status = self._process.wait(5.0)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                status = self._process.wait()
         self._process = None
         reason = self._trouble or (
             f"the launcher was killed (signal {-status})" if status < 0 else f"the launcher ended ({status})"

@@ -14,6 +14,7 @@ are cold, so what is done between two spawns is what counts: as little as possib
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 import select
@@ -59,6 +60,8 @@ ORPHAN_GRACE_S = 1.0
 _BATCH_REPORTS = 16
 _BATCH_S = 0.005
 _UNSENT_LIMIT_BYTES = 16 << 20
+_COLLECT_EVERY = 5000
+"""Attempts between two garbage collections of a slot process."""
 _MADE_AHEAD = 64
 """Orders of the queue whose environment is made when they come."""
 
@@ -112,6 +115,7 @@ class SlotProcess:
         "_scratch",
         "_setup",
         "_shard",
+        "_since_collection",
         "_started_mono",
         "_started_wall",
         "_stderr",
@@ -151,6 +155,7 @@ class SlotProcess:
         self._cpus: tuple[int, ...] = ()
         self._waits_to_write = False
         self._ending = False
+        self._since_collection = 0
 
     # -- the loop
 
@@ -276,6 +281,10 @@ class SlotProcess:
     # -- one attempt
 
     def _attempt(self, item: _Order) -> None:
+        self._since_collection += 1
+        if self._since_collection >= _COLLECT_EVERY:
+            self._since_collection = 0
+            gc.collect()
         order = item.order
         plan = self._plans[order.recipe]
         self._current = order
@@ -341,8 +350,7 @@ class SlotProcess:
         launch = order.launch
         cpus = order.cpus or self._setup.cpus
         if cpus and cpus != self._cpus:
-            os.sched_setaffinity(0, cpus)
-            self._cpus = cpus
+            self._pin(cpus)
         env = item.env if item.env is not None else self._environment(order)
         collection: Collection | None = None
         packed: PackedPair | None = None
@@ -382,6 +390,14 @@ class SlotProcess:
         watch_err = collection.feed_stderr if collection is not None and plan.watches_stderr else None
         self._stdout.begin(watch_out, packed[0] if packed is not None else None)
         self._stderr.begin(watch_err, packed[1] if packed is not None else None)
+
+    def _pin(self, cpus: tuple[int, ...]) -> None:
+        try:
+            os.sched_setaffinity(0, cpus)
+        except OSError:
+            # The cgroup has lost one of them since: better unpinned than not at all.
+            cpus = ()
+        self._cpus = cpus
 
     def _enter(self, folder: str) -> None:
         try:

@@ -235,7 +235,8 @@ class SolverRun:
             if now >= self._wake_at:
                 self._on_time(now)
                 if self.left_behind:
-                    return
+                    self.ended_mono = monotonic()
+                    break
                 now = monotonic()
             wait_s = self._wake_at - now
             for fd, _ in poll(None if wait_s > _LONGEST_POLL_S else max(0, int(wait_s * 1000) + 1)):

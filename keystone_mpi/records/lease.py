@@ -89,13 +89,17 @@ class Lease:
         self.info = info
         self._released = False
 
-    def renew(self, status: dict[str, Any] | None = None) -> None:
+    def renew(
+        self, status: dict[str, Any] | None = None, *, run_id: str | None = None, epoch: int | None = None
+    ) -> None:
         """Rewrite the lease with a new stamp.
 
         Parameters
         ----------
         status : dict, optional
             JSON-able facts for readers; None keeps the former ones.
+        run_id, epoch : optional
+            What the holder found out that it is about to do; None keeps them.
 
         Raises
         ------
@@ -112,7 +116,11 @@ class Lease:
                 f"{self.info.epoch}); this master stops"
             )
         self.info = msgspec.structs.replace(
-            self.info, stamp=time.time(), status=self.info.status if status is None else status
+            self.info,
+            stamp=time.time(),
+            status=self.info.status if status is None else status,
+            run_id=self.info.run_id if run_id is None else run_id,
+            epoch=self.info.epoch if epoch is None else epoch,
         )
         try:
             if found is None:  # somebody removed the file; a rename could hide a new holder's

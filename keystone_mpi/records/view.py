@@ -21,7 +21,7 @@ from keystone_mpi.records.journal import journal_path, read_head, read_journal
 from keystone_mpi.records.lease import Lease, acquire, read_lease
 from keystone_mpi.records.run_view import Counts, RunView, TaskView, UsedBudget, WorkerView
 from keystone_mpi.records.store import ColumnSource, finish, fold
-from keystone_mpi.records.tail import Tail
+from keystone_mpi.records.tail import Tail, without_gc
 
 if TYPE_CHECKING:
     from keystone_mpi.records.store.reading import Snapshot
@@ -103,8 +103,9 @@ def _try_view(output_path: Path, snapshot: Snapshot | None, columns: MakeColumns
             return None
     elif head.base_generation:
         return None
-    for _end, entry in read_journal(journal, offset):
-        tail.add(entry)
+    with without_gc():
+        for _end, entry in read_journal(journal, offset):
+            tail.add(entry)
     lease = read_lease(output_path)
     # Read after the lease: a finishing run removes its journal before it gives the lease up.
     again = read_head(journal)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,6 +36,11 @@ BACKOFF_FRACTION = 0.05
 LONGEST_SLEEP_S = 0.02
 LONGEST_SLEEP_QUIET_S = 0.05
 QUIET_AFTER_S = 10.0
+_WAY_OUT = (
+    "Use the mpiexec that came with this library (for a pip-installed MPI: the one in the same bin/ as "
+    "keystone-mpi), or the matching srun --mpi=pmi2 (MPICH) / --mpi=pmix (Open MPI); "
+    "keystone-mpi doctor tells which"
+)
 
 
 class NodePlace(msgspec.Struct, frozen=True):
@@ -66,11 +72,22 @@ class MpiWorld:
         try:
             import mpi4py
 
-            # Signals and cleanup are ours: Finalize is called explicitly, so
-            # that a failing rank can leave without hanging in an exit hook.
-            mpi4py.rc.thread_level = "serialized"
+            # Started and ended by us: a library that aborts in MPI_Init must be found out before, and a
+            # failing rank must be able to leave without hanging in an exit hook.
+            mpi4py.rc.initialize = False
             mpi4py.rc.finalize = False
-            from mpi4py import MPI
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", RuntimeWarning)  # "suspicious environment": told below
+                from mpi4py import MPI
+
+                library = MPI.Get_library_version().strip().splitlines()[0].strip("\x00 ")
+                if "OMPI_COMM_WORLD_SIZE" in os.environ and "Open MPI" not in library:
+                    # MPICH's MPI_Init aborts the process under Open MPI's mpiexec.
+                    raise LauncherMismatchError(
+                        f"the launcher is Open MPI's mpiexec, but the MPI library is {library}. {_WAY_OUT}"
+                    )
+                if not MPI.Is_initialized():
+                    MPI.Init_thread(MPI.THREAD_SERIALIZED)
         except (ImportError, RuntimeError) as error:
             first_line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
             raise LauncherMismatchError(
@@ -78,18 +95,16 @@ class MpiWorld:
                 "(install one: pip install 'keystone_mpi[mpich]', or load your site's MPI module; "
                 "keystone-mpi doctor tells more)"
             ) from error
+        self.library: str = library
         self._mpi: Any = MPI
         self.comm: Any = MPI.COMM_WORLD
         self.rank: int = self.comm.Get_rank()
         self.size: int = self.comm.Get_size()
-        self.library: str = MPI.Get_library_version().strip().splitlines()[0].strip("\x00 ")
         self.comm.Set_errhandler(MPI.ERRORS_RETURN)
         if promised_size is not None and promised_size != self.size:
             raise LauncherMismatchError(
                 f"the launcher started {promised_size} ranks, but the MPI library ({self.library}) sees "
-                f"{self.size}: they do not belong together. Use the mpiexec that came with this library "
-                "(for a pip-installed MPI: the one in the same bin/ as keystone-mpi), or the matching "
-                "srun --mpi=pmi2 (MPICH) / --mpi=pmix (Open MPI); keystone-mpi doctor tells which"
+                f"{self.size}: they do not belong together. {_WAY_OUT}"
             )
 
     def node_place(self) -> NodePlace:

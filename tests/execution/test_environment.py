@@ -139,7 +139,8 @@ def test_what_a_real_launcher_says(mpiexec, mpi_kind: str, tmp_path: Path) -> No
         "clean = scrub(os.environ, before_launch=environment_before_launch(os.getpid()))\n"
         "names = ('PMI', 'OMPI', 'OPAL', 'PRTE', 'HYD', 'MPI_LOCAL')\n"
         "left = [n for n in clean if n.startswith(names) and not n.startswith('PRTE_MCA_rmaps')]\n"
-        "print(p.launcher, p.rank, p.size, p.local_size, sorted(left))\n"
+        "text = f'{p.launcher} {p.rank} {p.size} {p.local_size} {sorted(left)}\\n'\n"
+        "os.write(1, text.encode())\n"
     )
     users = {"OMPI_MCA_btl_base_verbose": "0"}
     result = mpiexec([sys.executable, "-c", script], n=2, env=users).check()

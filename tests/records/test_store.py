@@ -171,6 +171,7 @@ def test_attempts_in_flight_are_kept_aside_and_become_interrupted_when_the_maste
         assert file["attempts/attempt"].shape == (1,)
         assert sorted(file["in_flight/task_index"][:].tolist()) == [1, 2]
         assert file.attrs["state"] == "running"
+    readable(run.output)
     run.add(done(2), given((3, 1))).stop()
     result = fold(run.output, run.journal, None, final=True)
     assert result.state == "interrupted"

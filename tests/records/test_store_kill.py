@@ -15,6 +15,7 @@ import os
 import shutil
 import signal
 import subprocess
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -118,7 +119,11 @@ def visible_rows(path: Path) -> int | None:
 
 def fork(action: Callable[[], None], prepare: Callable[[], None]) -> int:
     """Run `action` in a child process."""
-    child = os.fork()
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", DeprecationWarning
+        )  # numpy's idle threads do not matter to this child
+        child = os.fork()
     if child == 0:
         status = 9
         try:

@@ -10,13 +10,10 @@ closed without an error, is published. Folding twice is the same as folding once
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import h5py
@@ -32,7 +29,7 @@ from keystone_mpi.records.store.applying import OpenFile
 from keystone_mpi.records.store.generation import Generation, remove_stale
 from keystone_mpi.records.store.inspecting import Present, inspect, read_in_flight, reason_of
 from keystone_mpi.records.store.shards import ShardReader, shards_path
-from keystone_mpi.records.tail import Tail
+from keystone_mpi.records.tail import Tail, without_gc
 
 BATCH_ENTRIES = 20_000
 BATCH_BYTES = 64 << 20
@@ -58,7 +55,7 @@ def fold(output_path: Path, journal_path: Path, columns: ColumnSource | None, *,
         try:
             file = (hdf5.open_copy if present else hdf5.open_new)(generation.path)
             work = _Fold(file, head, present, output_path)
-            with _without_gc():
+            with without_gc():
                 work.run(journal_path, offset, columns, final)
             file.close()
             file = None
@@ -155,18 +152,6 @@ class _Fold:
         self.entries += self._tail.entries
         self.attempts += self._opened.apply(self._tail)
         self._tail.clear()
-
-
-@contextlib.contextmanager
-def _without_gc() -> Iterator[None]:
-    """Pause cyclic garbage collection: a batch makes many objects and no cycles (a third of the time)."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def finish(output_path: Path) -> None:

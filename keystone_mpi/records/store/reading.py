@@ -99,6 +99,11 @@ class Snapshot:
                 found.append(ValueColumn(key, name, kind, dataset.ndim - 1))
         return found
 
+    def dimension_names(self, group: str, column: ValueColumn) -> list[str]:
+        """Return the names of the dimensions of a column beside the task's."""
+        scales = self._file[group][column.dataset].dims
+        return [scales[axis][0].name.rpartition("/")[2] for axis in range(1, column.rank + 1)]
+
     def value_array(self, group: str, column: ValueColumn) -> NDArray[Any]:
         """Read a whole column of values as stored (bool and missing ones as small integers)."""
         return self._decoded(self._file[group][column.dataset][:])

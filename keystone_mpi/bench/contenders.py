@@ -61,13 +61,14 @@ FUTURES_PROGRAM = """
 import subprocess, sys
 from mpi4py.futures import MPIPoolExecutor
 
-def run(number):
-    return subprocess.call(sys.argv[2:] + [str(number)])
+def run(argv):
+    return subprocess.call(argv)
 
 if __name__ == "__main__":
+    commands = ([*sys.argv[2:], str(number)] for number in range(int(sys.argv[1])))
     with MPIPoolExecutor() as pool:
-        if any(pool.map(run, range(int(sys.argv[1])))):
-            sys.exit(1)
+        failed = sum(map(bool, pool.map(run, commands)))
+    sys.exit(1 if failed else 0)
 """
 
 

@@ -138,15 +138,30 @@ def _cpu_times_s(root: int) -> dict[int, float]:
 
 
 def _name(pid: int) -> str:
-    """Say what a process of the runner is; empty for solvers and for the launcher's own."""
+    """Say what a process of the runner is; empty for solvers."""
+    words = _command_line(pid)
+    program = Path(words.partition(" ")[0]).name
+    if not words or program in ("sleep", "sh"):
+        return ""
+    if "execution.launcher" in words:
+        above = _command_line(_parent(pid))
+        return f"slot ({pid})" if "execution.launcher" in above else f"launcher ({pid})"
+    if "store_process" in words:
+        return f"store ({pid})"
+    if "keystone" in words and "python" in program:
+        return f"rank ({pid})"
+    return f"{program} ({pid}), not ours"
+
+
+def _command_line(pid: int) -> str:
     try:
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").decode(errors="replace").split("\0")
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
     except OSError:
         return ""
-    program = Path(words[0]).name
-    if program in ("sleep", "sh") or not words[0]:
-        return ""
-    if "python" in program:
-        role = next((word for word in words[1:] if word.startswith("keystone_mpi") or "/" in word), "")
-        return f"python {Path(role).name} ({pid})" if role else f"python ({pid})"
-    return f"{program} ({pid}), not ours"
+
+
+def _parent(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0

@@ -71,7 +71,6 @@ def command(parts: tuple[str, ...], quick: bool, rounds: int | None, as_json: bo
 def _measure(part: str, quick: bool, rounds: int, scratch: Path) -> Any:
     """Measure one part."""
     from keystone_mpi.bench.contenders import all_contenders
-    from keystone_mpi.bench.core_speed import measure_core
     from keystone_mpi.bench.measure import time_side_by_side
     from keystone_mpi.bench.overhead import measure_idle, measure_startup
 
@@ -89,6 +88,8 @@ def _measure(part: str, quick: bool, rounds: int, scratch: Path) -> Any:
                 contenders, small=small, large=large, rounds=min(rounds, 3), scratch=scratch, say=_say
             )
         case "core":
+            from keystone_mpi.bench.core_speed import measure_core
+
             _say("the scheduler alone")
             return measure_core(quick=quick)
         case "startup":
@@ -155,10 +156,11 @@ def _print_true(timings: list[Timing]) -> None:
             wording.duration(timing.startup_s),
         )
         if not timing.problem
-        else (timing.name, "-", "-", timing.problem)
+        else (timing.name, "-", "-", "-")
         for timing in timings
     ]
     _print_table(f"/bin/true, {TRUE_SLOTS} slots", ("", "tasks/s", "of the floor", "start-up"), rows)
+    _print_problems(timings)
 
 
 def _print_sleep(timings: list[Timing]) -> None:
@@ -166,10 +168,17 @@ def _print_sleep(timings: list[Timing]) -> None:
     rows = [
         (timing.name, f"{timing.wall_s:.2f} s", f"{timing.tasks_per_s / ideal_per_s:.3f}")
         if not timing.problem
-        else (timing.name, "-", timing.problem)
+        else (timing.name, "-", "-")
         for timing in timings
     ]
     _print_table(f"sleep {SLEEP_S}, {SLEEP_SLOTS} slots", ("", "wall", "ideal/wall"), rows)
+    _print_problems(timings)
+
+
+def _print_problems(timings: list[Timing]) -> None:
+    for timing in timings:
+        if timing.problem:
+            click.echo(f"  {timing.name}: not measured: {timing.problem}")
 
 
 def _print_core(timings: list[CoreTiming]) -> None:

@@ -35,6 +35,9 @@ EXIT_INTERNAL = 70
 EXIT_AGAIN = 75
 """Stopped with work left: run the same command again."""
 
+AFTER_A_DEFECT = """
+  What was finished is in the results file or its journal: the same command again continues."""
+
 RANK_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
 
 
@@ -162,8 +165,7 @@ def report_defect(arguments: Sequence[str]) -> int:
         f"  version {__version__}, Python {sys.version.split()[0]}, "
         f"host {socket.gethostname()}, rank {rank}\n"
         f"  command: keystone-mpi {' '.join(arguments)}\n"
-        f"  Please report the lines above. What was finished is in the results file or its journal:\n"
-        f"  the same command again continues.",
+        f"  Please report the lines above." + (AFTER_A_DEFECT if arguments[:1] == ["run"] else ""),
         file=sys.stderr,
         flush=True,
     )

@@ -91,6 +91,8 @@ class FinishReason(enum.StrEnum):
     """Every task has its final state."""
     DRAINED = "drained"
     STOPPED = "stopped"
+    WALLTIME = "walltime"
+    """What is left is not expected to end before the allocation does."""
     NO_WORKERS = "no workers"
     """Tasks are left, and no worker is left that could run any of them."""
 

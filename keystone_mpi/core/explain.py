@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from keystone_mpi.core.model import TaskState
 from keystone_mpi.core.ready_queue import Shape
 from keystone_mpi.core.transitions import Phase
 from keystone_mpi.core.workers import UNCOUNTED
@@ -55,11 +56,30 @@ class Waiting(msgspec.Struct, frozen=True, gc=False):
     """One reason why tasks wait."""
 
     kind: str
-    """``paused``, ``draining``, ``stopping``, ``no_workers``, ``too_large``, ``busy``, ``room``,
-    ``dependencies`` or ``retry``."""
+    """One of ``paused``, ``draining``, ``stopping``, ``no_workers``, ``too_large``, ``busy``, ``room``,
+    ``dependencies``, ``retry`` or ``walltime``."""
     tasks: int
     text: str
     """The whole sentence, such as ``"3 tasks wait for 64 cores; the largest worker has 16"``."""
+
+
+def count_tasks(scheduler: Scheduler) -> Counts:
+    """Return how many tasks are where."""
+    count = scheduler.ledger.count
+    ended = scheduler.finals.counts
+    backlog = scheduler.pool.backlogged
+    return Counts(
+        queued=scheduler.queued(),
+        ready=count[Phase.READY] + count[Phase.TOO_LATE],
+        waiting=count[Phase.WAITING],
+        delayed=count[Phase.DELAYED],
+        running=scheduler.ledger.on_workers() - backlog,
+        backlog=backlog,
+        success=ended[TaskState.SUCCESS],
+        failure=ended[TaskState.FAILURE],
+        timeout=ended[TaskState.TIMEOUT],
+        cancelled=ended[TaskState.CANCELLED],
+    )
 
 
 def why_waiting(scheduler: Scheduler, now: float) -> list[Waiting]:
@@ -74,6 +94,10 @@ def why_waiting(scheduler: Scheduler, now: float) -> list[Waiting]:
             found.append(Waiting(kind, tasks, f"{tasks} task{'s wait' if tasks != 1 else ' waits'} {text}"))
 
     say("dependencies", count[Phase.WAITING], "for tasks to end that they depend on")
+    if scheduler.time_left.ends_at is not None:
+        left_s = max(0.0, scheduler.time_left.ends_at - now)
+        text = f"for the next start: they are not expected to end in the {left_s:.0f} s that are left here"
+        say("walltime", count[Phase.TOO_LATE], text)
     if scheduler.stopping:
         say("stopping", ready + queued + count[Phase.DELAYED], "because the run is being stopped")
     elif scheduler.draining:

@@ -104,7 +104,8 @@ def _check_queue(scheduler: Scheduler) -> None:
             for worker in pool.workers.values():
                 idle = shape.fits(worker) and worker.reserved_for in (None, shape)
                 _require(not idle, f"{name} waits though worker {worker.number} has room")
-    if is_open and pool.idle_cores and scheduler.pass_cut_at is None and scheduler.queued():
+    looks_on = scheduler.pass_cut_at is None and not scheduler.ledger.count[Phase.TOO_LATE]
+    if is_open and pool.idle_cores and looks_on and scheduler.queued():
         _require(ready_count > 0, "cores are idle though the source has tasks")
     reserved = {w.number: w for w in pool.workers.values() if w.reserved_for is not None}
     _require(reserved == scheduler.placement.reservations.workers, "reservations are misfiled")

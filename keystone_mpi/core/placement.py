@@ -14,7 +14,7 @@ import heapq
 from collections.abc import Iterable
 
 from keystone_mpi.core.actions import Action, Assign, Recall, RecordAssigned
-from keystone_mpi.core.durations import NO_PREFETCH_ABOVE_S, DurationMean
+from keystone_mpi.core.durations import NO_PREFETCH_ABOVE_S, DurationMean, TimeLeft
 from keystone_mpi.core.model import Assignment
 from keystone_mpi.core.ready_queue import Key, ReadyQueue, Shape, pop
 from keystone_mpi.core.reservations import Reservations
@@ -27,26 +27,47 @@ _GIVEN = Phase.GIVEN
 class Placement:
     """Gives tasks to workers and collects what to tell them."""
 
-    __slots__ = ("_durations", "_ledger", "_pool", "_queue", "_recalls", "_touched", "reservations")
+    __slots__ = (
+        "_durations", "_ledger", "_pool", "_queue", "_recalls", "_time_left", "_touched", "reservations",
+    )  # fmt: skip
 
-    def __init__(self, queue: ReadyQueue, pool: WorkerPool, ledger: Ledger, durations: DurationMean) -> None:
+    def __init__(
+        self,
+        queue: ReadyQueue,
+        pool: WorkerPool,
+        ledger: Ledger,
+        durations: DurationMean,
+        time_left: TimeLeft,
+    ) -> None:
         self._queue = queue
         self._pool = pool
         self._ledger = ledger
         self._durations = durations
+        self._time_left = time_left
         self._touched: list[Worker] = []
         self._recalls: dict[int, list[tuple[int, int]]] = {}
         self.reservations = Reservations(pool)
 
     def place(self, now: float) -> None:
         """Start every task that fits somewhere, in order."""
-        shapes = [shape for shape in self._queue.shapes if shape.waiting]
+        shapes = [shape for shape in self._queue.shapes if self._has_next(shape, now)]
         if len(shapes) == 1:
             shape = shapes[0]
-            while shape.waiting and (worker := shape.next_worker()) is not None:
+            while self._has_next(shape, now) and (worker := shape.next_worker()) is not None:
                 self._give(shape, worker, now)
         else:
             self._place_by_order(shapes, now)
+
+    def _has_next(self, shape: Shape, now: float) -> bool:
+        """Tell whether a task waits that ends in time; those ahead of it that do not are set aside."""
+        if self._time_left.ends_at is None:
+            return shape.waiting > 0
+        while shape.waiting:
+            shape.head_key()  # drops what is no longer READY
+            if self._time_left.suffices(shape.heap[0][3].request, now):
+                return True
+            self._ledger.move(pop(shape), Phase.TOO_LATE, now)
+        return False
 
     def _place_by_order(self, shapes: list[Shape], now: float) -> None:
         order: list[tuple[Key, int, Shape]] = [(shape.head_key(), shape.number, shape) for shape in shapes]
@@ -57,7 +78,7 @@ class Placement:
             worker = shape.next_worker()
             if worker is not None:
                 self._give(shape, worker, now)
-                if shape.waiting:
+                if self._has_next(shape, now):
                     heapq.heapreplace(order, (shape.head_key(), number, shape))
                 else:
                     heapq.heappop(order)
@@ -115,7 +136,7 @@ class Placement:
             if have > want // 2 or worker.free_cores or not worker.alive:
                 continue
             for _ in range(want - have):
-                if not unit.waiting:
+                if not self._has_next(unit, now):
                     return
                 task = pop(unit)
                 if task.request.expected_s > NO_PREFETCH_ABOVE_S:

@@ -9,8 +9,7 @@ makes one dispatch pass, so that several events at once cost one pass.
            -> RecordAssigned, Assign, Recall, Finish
 
 What it holds grows with what is active: the look-ahead window, what workers
-have, what waits for a retry or for another task. A task that ended leaves one
-byte (final_states.py).
+have, what waits. A task that ended leaves one byte (final_states.py).
 """
 
 from __future__ import annotations
@@ -22,12 +21,13 @@ from collections.abc import Iterable
 import msgspec
 
 from keystone_mpi.core import actions, events
-from keystone_mpi.core.actions import Action, FinishReason
+from keystone_mpi.core.actions import Action
 from keystone_mpi.core.dependencies import Dependencies, describe_failed
-from keystone_mpi.core.durations import DurationMean
+from keystone_mpi.core.durations import DurationMean, TimeLeft
+from keystone_mpi.core.ending import finish_reason
 from keystone_mpi.core.errors import InternalError
 from keystone_mpi.core.events import Event
-from keystone_mpi.core.explain import Counts, Waiting, describe_too_large, why_waiting
+from keystone_mpi.core.explain import Counts, Waiting, count_tasks, describe_too_large, why_waiting
 from keystone_mpi.core.final_states import FinalStates
 from keystone_mpi.core.invariants import check_invariants
 from keystone_mpi.core.model import AttemptReport, Outcome, TaskRequest, TaskSource, TaskState, Why
@@ -59,10 +59,18 @@ class Scheduler:
     open_ended : bool
         More tasks may be submitted at any time: no `Finish` for want of tasks
         before `CloseRequested`.
+    ends_at : float or None
+        When everything must have ended, on the clock of `now`: what is not
+        expected to end by then is not started. None: there is no end.
     """
 
     def __init__(
-        self, source: TaskSource | None, *, lookahead: int = LOOKAHEAD, open_ended: bool = False
+        self,
+        source: TaskSource | None,
+        *,
+        lookahead: int = LOOKAHEAD,
+        open_ended: bool = False,
+        ends_at: float | None = None,
     ) -> None:
         self._source = source
         self._lookahead = max(1, lookahead)
@@ -87,7 +95,8 @@ class Scheduler:
         self.pool = WorkerPool()
         self.queue = ReadyQueue(self.pool)
         self.durations = DurationMean()
-        self.placement = Placement(self.queue, self.pool, self.ledger, self.durations)
+        self.time_left = TimeLeft(ends_at)
+        self.placement = Placement(self.queue, self.pool, self.ledger, self.durations, self.time_left)
         self.dependencies = Dependencies(self.finals)
         self._cancelled_ahead: set[int] = set()
         """Cancelled before the source gave them."""
@@ -131,20 +140,7 @@ class Scheduler:
 
     def counts(self) -> Counts:
         """Return how many tasks are where."""
-        count = self.ledger.count
-        ended = self.finals.counts
-        return Counts(
-            queued=self.queued(),
-            ready=count[Phase.READY],
-            waiting=count[Phase.WAITING],
-            delayed=count[Phase.DELAYED],
-            running=self.ledger.on_workers() - self.pool.backlogged,
-            backlog=self.pool.backlogged,
-            success=ended[TaskState.SUCCESS],
-            failure=ended[TaskState.FAILURE],
-            timeout=ended[TaskState.TIMEOUT],
-            cancelled=ended[TaskState.CANCELLED],
-        )
+        return count_tasks(self)
 
     def why_waiting(self, now: float) -> list[Waiting]:
         """Return for people why pending tasks wait."""
@@ -220,6 +216,8 @@ class Scheduler:
         self.pool.release(task)
         if task.shape.is_unit and report.outcome <= Outcome.FAILED:
             self.durations.observe(report.duration_s)
+        if report.outcome <= Outcome.TIMEOUT:
+            self.time_left.observe(report.duration_s)
         self._conclude(task, worker, report, now)
 
     def _conclude(self, task: Task, worker: int, report: AttemptReport, now: float) -> None:
@@ -283,8 +281,7 @@ class Scheduler:
         for shape in self.queue.shapes:
             shape.forget_worker(worker)
         # What only lay in its backlog is not charged; what it may have started is.
-        held = list(worker.held.values())
-        backlog = list(worker.backlog.values())
+        held, backlog = list(worker.held.values()), list(worker.backlog.values())
         self.pool.lose(worker)
         for task in held + backlog:
             task.worker = None
@@ -305,7 +302,6 @@ class Scheduler:
         self._conclude(task, worker.number, report, now)
 
     def _on_cancel(self, index: int, by: str, now: float) -> None:
-        by = by or "the user"
         error = f"cancelled by {by}"
         task = self.tasks.get(index)
         if task is not None:
@@ -440,10 +436,9 @@ class Scheduler:
                 self.pass_cut_at = now
                 break
         queued = self.queued()
-        if ready[Phase.READY]:
-            if grown:
-                placement.prefetch(grown, ready[Phase.READY] + queued, now)
-        elif pool.backlogged and pool.idle_cores and not queued:
+        if ready[Phase.READY] and grown:
+            placement.prefetch(grown, ready[Phase.READY] + queued, now)
+        if pool.backlogged and pool.idle_cores and not queued and self.queue.stranded() == ready[Phase.READY]:
             placement.rebalance(now)
         placement.flush(self._out)
 
@@ -468,6 +463,8 @@ class Scheduler:
         shortfall = self._lookahead - ready
         if shortfall < self._chunk or not self.pool.workers:
             return False
+        if self.ledger.count[Phase.TOO_LATE] >= _PARKED_WINDOWS * self._lookahead:
+            return False  # enough were looked at: hardly anything is left that ends in time
         requests = source.take(shortfall)
         for request in requests:
             if request.index in self._cancelled_ahead:
@@ -482,29 +479,10 @@ class Scheduler:
         """Nothing runs: say so once if nothing will."""
         if self.closed and not (self.draining or self.stopping or self.paused):
             self._end_unreachable(now)
-        count = self.ledger.count
-        pending = count[Phase.READY] + count[Phase.DELAYED] + count[Phase.WAITING] + self.queued()
-        if not pending:
-            if not (self.closed or self.draining or self.stopping):
-                return
-            reason = FinishReason.COMPLETE
-        elif self.stopping:
-            reason = FinishReason.STOPPED
-        elif self.draining:
-            reason = FinishReason.DRAINED
-        elif self.all_joined and self._nothing_can_run():
-            reason = FinishReason.NO_WORKERS
-        else:
-            return
-        self.finished = True
-        self._out.append(actions.Finish(reason, pending))
-
-    def _nothing_can_run(self) -> bool:
-        if not self.pool.workers:
-            return True
-        count = self.ledger.count
-        ready = count[Phase.READY]
-        return not self.paused and ready > 0 and not count[Phase.DELAYED] and self.queue.stranded() == ready
+        found = finish_reason(self)
+        if found is not None:
+            self.finished = True
+            self._out.append(actions.Finish(*found))
 
     def _end_unreachable(self, now: float) -> None:
         """End tasks that wait for one that was never submitted, or for each other."""

@@ -4,7 +4,7 @@ Rule: a task changes phase only through `Ledger.move`. What the table does not
 allow is a defect of ours and raises with the task's short history.
 
     NEW -> WAITING -> READY -> GIVEN -> STARTED -> ENDED
-            (needs)     ^  ^     |  \\      |
+            (needs)     ^  ^     |  \\      |          (READY -> TOO_LATE: does not end before the allocation)
                         |  |     |   RECALLED, STOPPING   (asked back, being stopped)
                         |  +-----+---------+              (given back, retried, interrupted)
                         +-- DELAYED                       (its worker was lost: tries again a little later)
@@ -43,12 +43,14 @@ class Phase(enum.IntEnum):
     STOPPING = 7
     """The worker was told to stop it; its report decides."""
     ENDED = 8
+    TOO_LATE = 9
+    """Set aside: it is not expected to end before the allocation does."""
 
 
 _TRANSITIONS: dict[Phase, set[Phase]] = {
     Phase.NEW: {Phase.WAITING, Phase.READY, Phase.ENDED},
     Phase.WAITING: {Phase.READY, Phase.ENDED},
-    Phase.READY: {Phase.GIVEN, Phase.ENDED},
+    Phase.READY: {Phase.GIVEN, Phase.ENDED, Phase.TOO_LATE},
     Phase.DELAYED: {Phase.READY, Phase.ENDED},
     Phase.GIVEN: {
         Phase.READY, Phase.DELAYED, Phase.RECALLED, Phase.STARTED, Phase.STOPPING, Phase.ENDED,
@@ -57,13 +59,16 @@ _TRANSITIONS: dict[Phase, set[Phase]] = {
     Phase.STARTED: {Phase.READY, Phase.DELAYED, Phase.STOPPING, Phase.ENDED},
     Phase.STOPPING: {Phase.READY, Phase.ENDED},
     Phase.ENDED: set(),
+    Phase.TOO_LATE: {Phase.ENDED},
 }  # fmt: skip
 
 LEGAL: tuple[frozenset[Phase], ...] = tuple(frozenset(_TRANSITIONS[phase]) for phase in Phase)
 """From a phase (by number) to the phases that may follow."""
 
 ON_WORKER = (Phase.GIVEN, Phase.RECALLED, Phase.STARTED, Phase.STOPPING)
+"""Consecutive numbers, in ascending order."""
 
+_ON_WORKER = slice(ON_WORKER[0], ON_WORKER[-1] + 1)
 _HISTORY_LIMIT = 32
 
 
@@ -119,8 +124,7 @@ class Ledger:
 
     def on_workers(self) -> int:
         """Return how many tasks workers have, started or not."""
-        count = self.count
-        return count[4] + count[5] + count[6] + count[7]
+        return sum(self.count[_ON_WORKER])
 
 
 def describe_history(task: Task) -> str:

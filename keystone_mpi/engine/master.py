@@ -25,7 +25,7 @@ from keystone_mpi.core.model import AttemptKey, TaskState, Why
 from keystone_mpi.core.scheduler import Scheduler
 from keystone_mpi.engine.observer import Progress, RunObserver
 from keystone_mpi.engine.pace import Pace
-from keystone_mpi.engine.plan import RunPlan
+from keystone_mpi.engine.plan import PlanSource, RunPlan
 from keystone_mpi.engine.ranks import Ranks
 from keystone_mpi.engine.stopping import StopLevel, StopRequests
 from keystone_mpi.engine.store_process import StoreClient
@@ -61,7 +61,7 @@ class Master:
 
     Parameters
     ----------
-    plan, scheduler, ranks, committer, lease, store : the assembled parts
+    plan, scheduler, source, ranks, committer, lease, store : the assembled parts
     workforce : Workforce
         Who is who among the workers; answers their hellos.
     stop : StopRequests
@@ -75,6 +75,7 @@ class Master:
         *,
         plan: RunPlan,
         scheduler: Scheduler,
+        source: PlanSource,
         ranks: Ranks,
         committer: Committer,
         lease: Lease,
@@ -87,6 +88,7 @@ class Master:
     ) -> None:
         self._plan = plan
         self._scheduler = scheduler
+        self._source = source
         self._ranks = ranks
         self._transport = ranks.transport
         self._committer = committer
@@ -224,6 +226,7 @@ class Master:
                     worker=number, slots=welcome.slots, memory_bytes=memory_bytes, gpus=facts.gpus
                 )
             )
+        self._source.slots = self._workforce.slots
         for number, problem in self._workforce.refused():
             self._observer.notice(f"{self._workforce.name(number)} cannot work: {problem}")
         if self._workforce.complete():
@@ -275,6 +278,9 @@ class Master:
                 case actions.RecordAttempt(worker=worker, report=report, state=state):
                     if state != TaskState.PENDING:
                         self._pace.add(report.duration_s)
+                        self._source.finished += 1
+                    if state == TaskState.SUCCESS:
+                        self._plan.learn(report.index, report.duration_s)
                     records.append(
                         entries.AttemptEnded(worker=worker, report=report, state=state, recorded=now)
                     )

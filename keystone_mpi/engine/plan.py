@@ -14,6 +14,7 @@ state per row of a continued run.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ import numpy as np
 
 from keystone_mpi.core.errors import OutputError
 from keystone_mpi.core.model import Assignment, RetryBudget, TaskRequest, TaskState
+from keystone_mpi.engine.expectation import DurationModel
 from keystone_mpi.sweeps.fingerprint import fingerprint_difference
 from keystone_mpi.sweeps.values import REPLICATE
 from keystone_mpi.transport.messages import TaskOrder
@@ -33,7 +35,11 @@ if TYPE_CHECKING:
     from keystone_mpi.sweeps.sweep import Sweep
 
 CHUNK_ROWS = 65536
-"""Rows looked at together; also the window in which a sweep is sorted by expectation."""
+"""Rows looked at together."""
+LEARNED_ROWS = 2000
+"""Tasks of an earlier file that durations are learned from."""
+LEARNING_WINDOW = 256
+"""Tasks taken in advance, at least, while nothing is known of their durations."""
 
 
 class PlanOptions(msgspec.Struct, frozen=True):
@@ -72,6 +78,7 @@ class RunPlan:
         retry_failed: bool,
     ) -> None:
         self.sweep = sweep
+        self.model = DurationModel(tuple(sweep.space.names))
         self.base = base
         self.added_points = added_points
         self.base_task_count = 0 if base is None else base.task_count
@@ -118,7 +125,11 @@ class RunPlan:
 
     def request(self, row: int) -> TaskRequest:
         """Describe the task of `row` to the scheduler."""
-        request = self.sweep.request(self.point(row), row)
+        point = self.point(row)
+        request = self.sweep.request(point, row)
+        expected_s = self.model.expect(self.sweep.space.params(point)) if self.model.settled else 0.0
+        if expected_s:
+            request = msgspec.structs.replace(request, expected_s=expected_s)
         if self.base is None or row >= self.base_task_count:
             return request
         return msgspec.structs.replace(
@@ -155,6 +166,19 @@ class RunPlan:
             seed=self.sweep.seed_of(params),
             task_id=str(assignment.index),
         )
+
+    def learn(self, row: int, duration_s: float) -> None:
+        """A task succeeded: later ones like it are expected to take as long."""
+        self.model.learn(self.sweep.space.params(self.point(row)), duration_s)
+
+    def learn_from(self, earlier: RunView) -> None:
+        """Learn from the tasks that succeeded in a file."""
+        durations = np.where(earlier.states == TaskState.SUCCESS, earlier.durations, np.nan)
+        rows = np.flatnonzero(np.isfinite(durations))
+        rows = rows[:: max(1, len(rows) // LEARNED_ROWS)]
+        columns = {name: column[rows].tolist() for name, column in earlier.param_columns().items()}
+        for position, duration_s in enumerate(durations[rows].tolist()):
+            self.model.learn({name: values[position] for name, values in columns.items()}, duration_s)
 
     def source(self) -> PlanSource:
         """Return the pending tasks, lazily and in dispatch order."""
@@ -193,20 +217,29 @@ class RunPlan:
 
 
 class PlanSource:
-    """The scheduler's `TaskSource` over a plan."""
+    """The scheduler's `TaskSource` over a plan.
+
+    While durations are unknown it gives out little in advance, so that most
+    tasks are ordered by what the first ones taught.
+    """
 
     def __init__(self, plan: RunPlan, remaining: int) -> None:
         self._plan = plan
         self._remaining = remaining
+        self._taken = 0
+        self.finished = 0
+        """Told by the master."""
+        self.slots = 1
+        """Told by the master."""
         self._rows = (int(row) for chunk in plan.pending_rows() for row in chunk)
 
     def take(self, limit: int) -> list[TaskRequest]:
         """See `TaskSource`."""
-        requests = []
-        for row in self._rows:
-            requests.append(self._plan.request(row))
-            if len(requests) >= limit:
-                break
+        if not self._plan.model.settled:
+            window = max(LEARNING_WINDOW, 4 * self.slots)
+            limit = min(limit, window - (self._taken - self.finished))
+        requests = [self._plan.request(row) for row in itertools.islice(self._rows, max(0, limit))]
+        self._taken += len(requests)
         self._remaining -= len(requests)
         return requests
 
@@ -241,7 +274,7 @@ def make_plan(sweep: Sweep, base: RunView | None, options: PlanOptions) -> RunPl
             "(--accept-changed continues with the new one, --fresh starts over, -o FILE writes elsewhere)"
         )
     point_of_row, added_points = _match_rows(sweep, base)
-    return RunPlan(
+    plan = RunPlan(
         sweep,
         base=base,
         point_of_row=point_of_row,
@@ -249,6 +282,8 @@ def make_plan(sweep: Sweep, base: RunView | None, options: PlanOptions) -> RunPl
         states=base.states,
         retry_failed=options.retry_failed,
     )
+    plan.learn_from(base)
+    return plan
 
 
 def _refuse_other_sweep(sweep: Sweep, base: RunView) -> None:

@@ -125,9 +125,11 @@ def _run(
             under_launcher=promised.launcher is not None,
         ) as stop:
             stop.forget_drain_file()
+            source = session.plan.source()
             master = Master(
                 plan=session.plan,
-                scheduler=Scheduler(session.plan.source()),
+                scheduler=Scheduler(source),
+                source=source,
                 ranks=ranks,
                 committer=session.committer,
                 lease=session.lease,

@@ -212,14 +212,15 @@ def open_session(sweep: Sweep, options: SessionOptions) -> Session:
         if holder is not None:
             notices.append(f"took over from {holder.holder()}, which is gone")
         base = _recovered(output_path, lease, earlier)
-        if base is not None and options.fresh:
-            notices.append(f"the old results are now {_move_aside(output_path).name}")
-            base = None
+        old = base if options.fresh else None
         plan = make_plan(
             sweep,
-            base,
+            None if options.fresh else base,
             PlanOptions(retry_failed=options.retry_failed, accept_changed=options.accept_changed),
         )
+        if old is not None:
+            plan.learn_from(old)
+            notices.append(f"the old results are now {_move_aside(output_path).name}")
     except BaseException:
         lease.release()
         raise

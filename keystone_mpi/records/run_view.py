@@ -128,7 +128,8 @@ class RunView:
         self._tail = tail
         self._source = source
         self._update: TaskUpdate = task_update(tail.ended)
-        newest = head if head is not None and not self._covers_head() else None
+        known_epoch = snapshot.present.journal_epoch if snapshot is not None else 0
+        newest = head if head is not None and head.epoch != known_epoch else None
         """The journal's head where the file does not know it yet."""
         if newest is not None:
             self.run_id = newest.run_id
@@ -144,10 +145,6 @@ class RunView:
             self.sweep_name = snapshot.attribute("sweep_name")
         self._newest = newest
         self._base_count = snapshot.present.task_count if snapshot is not None else 0
-
-    def _covers_head(self) -> bool:
-        assert self._head is not None
-        return self._snapshot is not None and self._snapshot.present.journal_epoch == self._head.epoch
 
     def close(self) -> None:
         """Let go of the file; what was read before stays usable."""

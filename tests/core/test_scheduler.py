@@ -221,7 +221,7 @@ def test_short_tasks_are_given_in_advance(duration_s: float, backlog: int) -> No
 
 
 def test_a_backlog_is_filled_again_when_it_has_halved() -> None:
-    bench = Bench(tasks(10_000))
+    bench = Bench(tasks(10_000), lookahead=200)
     bench.join(1)
     bench.report(0, duration_s=0.01)
     assert bench.scheduler.counts().backlog == 10
@@ -414,6 +414,15 @@ def test_late_and_double_reports_are_ignored_and_counted() -> None:
     assert bench.tell(events.WorkerLost(42, "never joined")) == []
     assert bench.scheduler.ignored == 7
     assert 1 not in bench.ended()
+
+
+def test_a_worker_cannot_return_what_it_said_it_started() -> None:
+    bench = Bench(tasks(2))
+    bench.join(1)
+    bench.tell(events.AttemptStarted(0, 0, 1, 1.0), events.TasksReturned(0, [(0, 1)]))
+    assert bench.out == [actions.RecordStarted(0, 0, 1, 1.0)]
+    bench.report(0)
+    assert bench.ended() == {0: (TaskState.SUCCESS, Why.NONE)}
 
 
 # -- dependencies
@@ -612,6 +621,18 @@ def test_a_task_that_fitted_a_lost_worker_is_pending_not_impossible() -> None:
             bench.report(index)
     assert bench.finish() == Finish(FinishReason.NO_WORKERS, 25)
     assert set(bench.ended()) == set(range(0, 50, 2)), "the narrow ones behind them all ran"
+
+
+def test_a_large_worker_lost_before_the_others_joined_counts_too() -> None:
+    bench = Bench(tasks(5, cores=8))
+    bench.join(8, 1)
+    bench.tell(events.WorkerLost(0, "gone"))
+    bench.tell(events.AllWorkersJoined())
+    assert not bench.ended()
+    assert bench.finish() is None, "a retry is due"
+    bench.now += 10.0
+    bench.tell(events.DeadlinePassed())
+    assert bench.finish() == Finish(FinishReason.NO_WORKERS, 5)
 
 
 def test_the_run_ends_when_every_worker_is_lost() -> None:

@@ -69,8 +69,8 @@ def mixed(index: int) -> TaskRequest:
 def test_the_cost_of_a_task_does_not_grow_with_the_queue(
     make: Callable[[int], TaskRequest], scale_s: float
 ) -> None:
-    short = lines_per_task(400, 5, make, scale_s)
-    long = lines_per_task(4000, 5, make, scale_s)
+    short = lines_per_task(250, 5, make, scale_s)
+    long = lines_per_task(2500, 5, make, scale_s)
     assert long < 1.3 * short
 
 
@@ -79,8 +79,8 @@ def test_the_cost_of_a_task_does_not_grow_with_the_queue(
 def test_the_cost_of_a_task_does_not_grow_with_the_workers(
     make: Callable[[int], TaskRequest], factor: float, scale_s: float
 ) -> None:
-    few = lines_per_task(3200, 4, make, scale_s)
-    many = lines_per_task(3200, 100, make, scale_s)
+    few = lines_per_task(1000, 3, make, scale_s)
+    many = lines_per_task(1000, 30, make, scale_s)
     assert many < factor * few
 
 

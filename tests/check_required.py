@@ -48,6 +48,9 @@ def main(arguments: list[str]) -> int:
         REQUIRED_PATH.write_text(HEADING + "".join(f"{test}\n" for test in passed))
         print(f"required.txt: {len(passed)} tests")
         return 0
+    if not REQUIRED_PATH.exists():
+        print(f"{REQUIRED_PATH} is missing: tests/run.sh --update-required writes it")
+        return 1
     lines = REQUIRED_PATH.read_text().splitlines()
     required = [line for line in lines if line.strip() and not line.startswith("#")]
     missing = [test for test in required if test not in set(passed)]

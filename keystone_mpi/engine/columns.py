@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from keystone_mpi.sweeps.load import sweep_from_spec
+from keystone_mpi.sweeps.values import REPLICATE
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -30,6 +31,10 @@ class AddedColumns:
     def kinds(self) -> dict[str, Any]:
         """Parameter name -> kind of its column."""
         return dict(self._space.kinds())
+
+    def implied(self) -> dict[str, Any]:
+        """A task that was there before the sweep had replicates is replicate 0."""
+        return {REPLICATE: 0} if REPLICATE in self._space.names else {}
 
     def columns(self, start: int, stop: int) -> dict[str, NDArray[Any]]:
         """Parameters of the added rows `start` to `stop` (counted from the first added row)."""

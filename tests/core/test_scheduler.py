@@ -270,6 +270,17 @@ def test_an_idle_worker_gets_what_a_busy_one_holds_in_advance() -> None:
     assert bench.where[index] == (1, attempt)
 
 
+def test_a_task_that_fits_no_worker_does_not_keep_others_idle() -> None:
+    bench = Bench(tasks(40))
+    bench.join(1, 1)
+    bench.report(0, duration_s=0.01)
+    bench.submit(TaskRequest(1000, cores=8))
+    while not any(isinstance(action, actions.Recall) for action in bench.out):
+        mine = [n for n, (worker, _) in bench.where.items() if worker == 1 and n in bench.scheduler.tasks]
+        assert mine, "worker 1 is idle beside a backlog"
+        bench.report(min(mine), duration_s=0.01)
+
+
 def test_a_recalled_attempt_that_had_started_is_not_lost() -> None:
     bench = Bench(tasks(40))
     bench.join(1, 1)

@@ -31,6 +31,9 @@ class Columns:
         self.count = count
         self.base = base
 
+    def implied(self) -> dict[str, object]:
+        return {}
+
     def kinds(self) -> Mapping[str, Kind]:
         return {"mesh_size": "int", "kappa": "float", "label": "str", "fine": "bool"}
 

@@ -35,6 +35,9 @@ class ColumnSource(Protocol):
     def kinds(self) -> Mapping[str, Kind]:
         """Return the parameters' names, in order, and their types."""
 
+    def implied(self) -> Mapping[str, Any]:
+        """Return the values that parameters new with this start have in the rows before."""
+
     def columns(self, start_row: int, stop_row: int) -> Mapping[str, NDArray[Any]]:
         """Return the values of added rows `start_row` to `stop_row`; row 0 is the first added task."""
 

@@ -93,8 +93,12 @@ class OpenFile:
         params = ValueGroup(file, "params", file["task"])
         params.resize(head.task_count)
         if columns is not None and added:
+            known = set(params.names)
             for name, kind in columns.kinds().items():
                 params.ensure(name, kind)
+            for name, value in columns.implied().items():
+                if present and name not in known:
+                    params.write(name, 0, [value] * present)
         for start in range(0, added, _PARAM_ROWS):
             stop = min(start + _PARAM_ROWS, added)
             names = np.empty(stop - start, dtype=object)

@@ -247,6 +247,12 @@ class Commands:
         self._jobs.append(job)
         return job
 
+    def start_command(self, args: Sequence[str | os.PathLike[str]], *, cwd: Path | None = None) -> Job:
+        """Start a command as it stands, without the prefix, and return at once."""
+        job = Job([str(arg) for arg in args], cwd or self.cwd, self.environment, None)
+        self._jobs.append(job)
+        return job
+
     def __call__(
         self,
         args: Sequence[str | os.PathLike[str]],

@@ -71,6 +71,11 @@ class Contents:
         """Return a text of the root group: ``sweep_text``, ``spec``, ``provenance``, ``fingerprint``."""
         return self._snapshot.text(name)
 
+    @property
+    def snapshot(self) -> Snapshot:
+        """The generation of the file that all columns come from."""
+        return self._snapshot
+
     @cached_property
     def provenance(self) -> dict[str, Any]:
         """Versions, hosts and settings of the run."""
@@ -131,6 +136,10 @@ class Contents:
     def param(self, name: str) -> Array:
         """Read a parameter of all tasks."""
         return self._value("params", self.params[self._known(name, self.params, "parameter")])
+
+    def param_at(self, name: str, row: int) -> Any:
+        """Read a parameter of one task."""
+        return self._snapshot.value("params", self.params[name], row)
 
     def result(self, name: str) -> Array:
         """Read a result of all tasks; missing values are NaN (numbers, booleans) or empty (texts)."""
@@ -256,4 +265,3 @@ def _folded_copy(path: Path) -> Iterator[Path]:
         source = columns_from_spec(head.spec, head.added_points) if head is not None and lacks_rows else None
         fold(copy, journal_path(copy), source, final=False)
         yield copy
-

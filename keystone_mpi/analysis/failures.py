@@ -86,7 +86,11 @@ class Trait(msgspec.Struct, frozen=True):
 
     def sentence(self) -> str:
         """Say it: ``214 of 230 failures are on node7``."""
-        whole = f"all {self.failures:,}" if self.count == self.failures else f"{self.count:,} of {self.failures:,}"
+        whole = (
+            f"all {self.failures:,}"
+            if self.count == self.failures
+            else f"{self.count:,} of {self.failures:,}"
+        )
         match self.name:
             case "host":
                 return f"{whole} failures are on {self.value}"

@@ -128,7 +128,12 @@ def _attributes(contents: Contents, name: str) -> dict[str, Any]:
 
 
 def _dataset_attributes(contents: Contents) -> dict[str, str]:
-    return {"title": contents.name, "run_id": contents.run_id, "state": contents.phase, "source": str(contents.path)}
+    return {
+        "title": contents.name,
+        "run_id": contents.run_id,
+        "state": contents.phase,
+        "source": str(contents.path),
+    }
 
 
 # ------------------------------------------------------------------------ axes

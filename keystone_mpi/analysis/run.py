@@ -229,9 +229,7 @@ class Run:
         """Return the attempts as arrays, for the functions of `statistics`."""
 
         def column(name: str, dtype: Any) -> NDArray[Any]:
-            values = self._contents.fixed("attempts", name)
-            values = values if self._attempt_rows is None else values[self._attempt_rows]
-            return values.astype(dtype, copy=False)
+            return self.attempt_column(name).astype(dtype, copy=False)
 
         return Attempts(
             task=column("task_index", np.int64),
@@ -242,6 +240,11 @@ class Run:
             cores=column("cores", np.int64),
             epoch=column("epoch", np.int64),
         )
+
+    def attempt_column(self, name: str) -> NDArray[Any]:
+        """Return a column of /attempts for the attempts of this run's tasks."""
+        values = self._contents.fixed("attempts", name)
+        return values if self._attempt_rows is None else values[self._attempt_rows]
 
     def worker_arrays(self) -> Workers:
         """Return the workers as arrays, for the functions of `statistics`."""
@@ -280,12 +283,13 @@ class Run:
         of_all: dict[str, dict[object, int]] = {}
         for name in self._contents.params:
             column = self._contents.param(name)
-            distinct, counts = np.unique(column if self._rows is None else column[self._rows], return_counts=True)
+            distinct, counts = np.unique(
+                column if self._rows is None else column[self._rows], return_counts=True
+            )
             if len(distinct) <= FEW_VALUES:
                 params[name] = column[rows].tolist()
                 of_all[name] = dict(zip(distinct.tolist(), counts.tolist(), strict=True))
-        worker = self._picked_attempts(self._contents.fixed("attempts", "worker"))
-        by_host = Counter(self._hosts_of(worker).tolist())
+        by_host = Counter(self._hosts_of(self.attempt_column("worker")).tolist())
         return common_traits(failed, by_host, params=params, params_of_all=of_all)
 
     @cached_property
@@ -298,7 +302,9 @@ class Run:
         attempt = contents.fixed_rows("tasks", "last_attempt", bad)
         why = contents.fixed_rows("tasks", "why", bad)
         error = contents.fixed_rows("tasks", "error", bad[:LINES_READ]).tolist()
-        alone = np.isin(why, [int(Why.DEPENDENCY), int(Why.BY_USER), int(Why.NOT_IN_SWEEP), int(Why.TOO_LARGE)])
+        alone = np.isin(
+            why, [int(Why.DEPENDENCY), int(Why.BY_USER), int(Why.NOT_IN_SWEEP), int(Why.TOO_LARGE)]
+        )
         has_attempt = (attempt >= 0) & ~alone
         sorted_rows, inverse = np.unique(attempt[has_attempt], return_inverse=True)
         columns = {
@@ -341,9 +347,6 @@ class Run:
 
     def _picked(self, values: NDArray[Any]) -> NDArray[Any]:
         return values if self._rows is None else values[self._rows]
-
-    def _picked_attempts(self, values: NDArray[Any]) -> NDArray[Any]:
-        return values if self._attempt_rows is None else values[self._attempt_rows]
 
     def _hosts_of(self, worker: NDArray[Any]) -> NDArray[Any]:
         names = np.array([*self.hosts, ""], dtype=object)

@@ -297,9 +297,7 @@ def lanes(started: Floats, finished: Floats) -> Ints:
     return lane
 
 
-def busy_over_time(
-    started: Floats, finished: Floats, first: float, last: float, bins: int
-) -> Floats:
+def busy_over_time(started: Floats, finished: Floats, first: float, last: float, bins: int) -> Floats:
     """Return the mean number of attempts that ran in each of `bins` equal stretches of time."""
     width = (last - first) / bins
     if width <= 0:

@@ -57,8 +57,10 @@ from keystone_mpi.tools.recipe import Recipe
 ORPHAN_GRACE_S = 1.0
 """Grace of solvers whose rank is gone."""
 
-_BATCH_REPORTS = 16
-_BATCH_S = 0.005
+_BATCH_REPORTS = 32
+_BATCH_S = 0.010
+_LOW_QUEUE = 2
+"""With so few orders left the rank must hear what has ended, or the slot would soon wait for it."""
 _UNSENT_LIMIT_BYTES = 16 << 20
 _COLLECT_EVERY = 5000
 """Attempts between two garbage collections of a slot process."""
@@ -298,7 +300,10 @@ class SlotProcess:
         run = self._run
         started_mono = self._started_mono
         run.limit(started_mono, order.timeout_s, plan.recipe.grace_s, order.memory_bytes)
-        if started_mono >= self._flush_at or len(self._unsent) >= _BATCH_REPORTS:
+        unsent = self._unsent
+        if unsent and (
+            started_mono >= self._flush_at or len(self._orders) <= _LOW_QUEUE or len(unsent) >= _BATCH_REPORTS
+        ):
             self._flush()
         self._notice_at = notice_at = started_mono + STARTED_AFTER_S
         run.wait(notice_at if notice_at < self._flush_at else self._flush_at)

@@ -134,6 +134,7 @@ def _read_sweep(path: Path, text: str, start: Path, check_programs: bool) -> tup
     if space.is_empty():
         raise sweep.error("where", f"it drops all {space.candidates:,} points of the sweep")
     task_section = document.section("task", TABLES["task"])
+    document.section("slurm", TABLES["slurm"])  # read by `keystone-mpi submit`
     checker = TemplateChecker(space.names, space.params(0))
     recipe, command = _read_recipe(
         document, sweep, task_section, checker, space, folder, start, check_programs

@@ -46,6 +46,22 @@ TABLES: dict[str, tuple[str, ...]] = {
     "files": (),
     "collect": (),
     "success": ("finite", "required", "regex"),
+    "slurm": (
+        "nodes",
+        "ranks_per_node",
+        "cores_per_node",
+        "time",
+        "partition",
+        "account",
+        "qos",
+        "constraint",
+        "reservation",
+        "memory",
+        "gpus_per_node",
+        "launcher",
+        "setup",
+        "options",
+    ),
 }
 """Table -> its keys; an empty tuple: the keys are the user's own names."""
 

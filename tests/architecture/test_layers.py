@@ -30,6 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "execution": {"core", "tools"},
     "records": {"core"},
     "engine": {"core", "tools", "sweeps", "transport", "execution", "records"},
+    "slurm": {"core", "tools", "sweeps", "records", "engine"},
     "bench": {"core", "tools", "sweeps", "transport", "execution", "records", "engine"},
     "analysis": {"core", "tools", "sweeps", "records", "engine"},
     "slurm": {"core", "sweeps", "records", "engine"},

@@ -140,5 +140,3 @@ class TransportConformance:
         after = os.times()
         busy_s = (after.user - before.user) + (after.system - before.system)
         assert busy_s < 0.2, "a waiting master spins"
-
-

@@ -1,0 +1,1 @@
+"""slurm submits: job scripts as pure text, submission, arrays, walltime, what the allocation is."""

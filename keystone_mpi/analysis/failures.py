@@ -162,10 +162,8 @@ def _group(how: str, tasks: list[FailedTask]) -> FailureGroup:
     lines = {last_line(task.stderr_tail) for task in tasks}
     errors = {task.error or how for task in tasks}
     line = lines.pop() if len(lines) == 1 else without_particulars(max(lines))
-    if len(errors) == 1:
-        said = errors.pop()
-    else:
-        said = f"{how}: {line}" if line else how
+    told = f"{how}: {line}" if line else how
+    said = errors.pop() if len(errors) == 1 else told
     hosts = Counter(task.host for task in tasks if task.host)
     return FailureGroup(
         error=said,

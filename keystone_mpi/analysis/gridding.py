@@ -207,7 +207,7 @@ def factorise(values: Array) -> tuple[NDArray[np.int64], Array]:
 
 
 def _cells(axes: list[_Axis], count: int) -> tuple[NDArray[np.int64] | None, list[_Axis]]:
-    """Return the cell of every task, None when they come in order, and the axes with `replicate` if needed."""
+    """Return the cell of every task, None when they come in order, and the axes with a `replicate`."""
     cell = np.zeros(count, np.int64)
     for axis in axes:
         cell *= axis.size

@@ -227,7 +227,10 @@ class Run:
 
     def attempt_arrays(self) -> Attempts:
         """Return the attempts as arrays, for the functions of `statistics`."""
+        return self._attempt_arrays
 
+    @cached_property
+    def _attempt_arrays(self) -> Attempts:
         def column(name: str, dtype: Any) -> NDArray[Any]:
             return self.attempt_column(name).astype(dtype, copy=False)
 

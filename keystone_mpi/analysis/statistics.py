@@ -309,6 +309,8 @@ def busy_over_time(started: Floats, finished: Floats, first: float, last: float,
         ordered = np.sort(np.clip(times, first, last))
         sums = np.concatenate([[0.0], np.cumsum(ordered)])
         behind = np.searchsorted(ordered, edges, side="right")
-        return edges * behind - sums[behind]
+        integral: Floats = edges * behind - sums[behind]
+        return integral
 
-    return np.maximum(np.diff(area(started) - area(finished)) / width, 0.0)
+    busy: Floats = np.maximum(np.diff(area(started) - area(finished)) / width, 0.0)
+    return busy

@@ -13,9 +13,13 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from keystone_mpi.execution.environment import Promised
 
 NO_RUN = frozenset({"--help", "-h", "--dry-run"})
-"""Arguments of ``run`` after which nothing runs."""
+"""Arguments of ``run`` after which nothing runs, so that nothing need be started."""
 
 
 def main() -> None:
@@ -28,34 +32,44 @@ def main() -> None:
         if runs:
             _serve()
         sys.exit(0)
-    code = _run_command_line(early_store=runs and not NO_RUN.intersection(sys.argv))
-    if runs and promised.launcher is not None and "keystone_mpi.transport.mpi" not in sys.modules:
-        # The other ranks wait for work that will not come: a usage error, --help, --dry-run.
-        from keystone_mpi.core.errors import LauncherMismatchError
-        from keystone_mpi.engine.ranks import send_workers_home
-
-        try:
-            send_workers_home(promised)
-        except LauncherMismatchError:
-            sys.exit(code)  # there are no ranks that could be sent home
-    sys.exit(code)
-
-
-def _run_command_line(*, early_store: bool) -> int:
-    """Be the command line; for a run the store process, slowest to start, is started first of all."""
-    if not early_store:
+    if not runs or (promised.launcher is None and NO_RUN.intersection(sys.argv)):
         from keystone_mpi.cli.main import main as run_command_line
 
-        return run_command_line()
-    from keystone_mpi.engine.store_process import StoreClient
+        sys.exit(run_command_line())
+    sys.exit(_run(promised))
 
-    store = StoreClient()
+
+def _run(promised: Promised) -> int:
+    """Be the master of a run: MPI comes up before the command line is read."""
+    from keystone_mpi.core.errors import ClusterError
+    from keystone_mpi.engine.ranks import bring_up
+
     try:
+        ranks = bring_up(promised)
+    except ClusterError as error:
+        from keystone_mpi.cli.main import report_error
+
+        return report_error(str(error))
+    try:
+        _import_numpy()
         from keystone_mpi.cli.main import main as run_command_line
 
-        return run_command_line(store=store)
+        return run_command_line(ranks=ranks)
     finally:
-        store.close()
+        # After a usage error or --dry-run the workers still wait for work that will not come.
+        ranks.close()
+
+
+def _import_numpy() -> None:
+    """Import numpy without its BLAS starting a thread per core; solvers inherit nothing of it."""
+    name = "OPENBLAS_NUM_THREADS"
+    if name in os.environ:
+        return
+    os.environ[name] = "1"
+    try:
+        import numpy  # noqa: F401 - only its first import starts threads
+    finally:
+        del os.environ[name]
 
 
 def _serve() -> None:

@@ -26,7 +26,7 @@ from keystone_mpi import __version__
 from keystone_mpi.core.errors import InternalError, KeystoneError
 
 if TYPE_CHECKING:
-    from keystone_mpi.engine.store_process import StoreClient
+    from keystone_mpi.engine.ranks import Ranks
 
 EXIT_OK = 0
 EXIT_USAGE = 2
@@ -52,7 +52,14 @@ COMMANDS = {
     "status": _Entry("status", "How far a run is; from any shell, at any time."),
     "show": _Entry("show", "Everything known of one task."),
     "rerun": _Entry("rerun", "Run one task here, in the foreground; changes no file."),
+    "stats": _Entry("stats", "How well a run used its slots; what its failures have in common."),
+    "report": _Entry("report", "One HTML page that explains a run."),
+    "export": _Entry("export", "A table of a run as CSV, JSON or Parquet."),
+    "plot": _Entry("plot", "A picture of a run: timeline, durations, scaling, response."),
+    "diff": _Entry("diff", "Which results changed between two runs."),
     "drain": _Entry("drain", "Let a run finish what runs and start nothing more."),
+    "submit": _Entry("submit", "Write a job script for Slurm and submit it."),
+    "merge": _Entry("merge", "Merge what the elements of a job array have written."),
     "doctor": _Entry("doctor", "Check this machine and its MPI; say what to change."),
     "bench": _Entry("bench", "Measure how fast the runner is on this machine."),
 }
@@ -119,19 +126,19 @@ def group(context: click.Context) -> None:
         context.exit(EXIT_USAGE)
 
 
-def main(argv: Sequence[str] | None = None, store: StoreClient | None = None) -> int:
+def main(argv: Sequence[str] | None = None, ranks: Ranks | None = None) -> int:
     """Run the command line and return its exit code.
 
     Parameters
     ----------
     argv : sequence of str or None
         Arguments after the program's name; None takes the process's own.
-    store : StoreClient or None
-        A store process that was started early, for `run`.
+    ranks : Ranks or None
+        The workers, brought up already, for `run`.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        code = group.main(args=arguments, prog_name="keystone-mpi", standalone_mode=False, obj=store)
+        code = group.main(args=arguments, prog_name="keystone-mpi", standalone_mode=False, obj=ranks)
         sys.stdout.flush()
     except click.ClickException as error:
         return report_error(_click_message(error))

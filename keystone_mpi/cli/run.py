@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,9 @@ from keystone_mpi.cli.progress import make_observer
 if TYPE_CHECKING:
     from keystone_mpi.engine.observer import RunClosing
     from keystone_mpi.engine.plan import RunPlan
-    from keystone_mpi.engine.store_process import StoreClient
+    from keystone_mpi.engine.ranks import Ranks
+    from keystone_mpi.engine.session import SessionOptions
+    from keystone_mpi.engine.stopping import Deadline
     from keystone_mpi.sweeps.sweep import Sweep
 
 EXIT_SOME_FAILED = 1
@@ -59,11 +62,13 @@ class AllowedFailures(click.ParamType[tuple[float, bool]]):
 @click.option("--dry-run", is_flag=True, help="Show what would run; run nothing, write nothing.")
 @click.option("--slots", type=click.IntRange(1), help="Slots per node  [default: its physical cores]")
 @click.option("--smt", is_flag=True, help="Count hardware threads as slots, too.")
+@click.option("--walltime", metavar="TIME", help="Be done after so long  [default: Slurm's own figure]")
+@click.option("--shard", metavar="I/N", help="Run only part I of N, into NAME.shard-I-of-N.h5 (job arrays).")
 @click.option("--allow-failures", type=AllowedFailures(), help="Exit 0 with up to so many failed tasks.")
 @click.option("-q", "--quiet", is_flag=True, help="Say only notices and the end.")
 @click.pass_obj
 def command(
-    store: StoreClient | None,
+    ranks: Ranks | None,
     file: Path,
     output: Path | None,
     resume: bool,
@@ -73,6 +78,8 @@ def command(
     dry_run: bool,
     slots: int | None,
     smt: bool,
+    walltime: str | None,
+    shard: str | None,
     allow_failures: tuple[float, bool] | None,
     quiet: bool,
 ) -> int:
@@ -85,6 +92,7 @@ def command(
     The same command again runs only what is missing.
     """
     from keystone_mpi.engine.session import SessionOptions, plan_only
+    from keystone_mpi.slurm.allocation import job_is_gone
     from keystone_mpi.sweeps.load import load_sweep
 
     if fresh and resume:
@@ -98,20 +106,74 @@ def command(
         accept_changed=accept_changed,
         fresh=fresh,
         resume=resume,
+        is_gone=job_is_gone,
     )
+    ends_at = _end(walltime)
+    if shard is not None:
+        session = _session_of_shard(sweep, session, shard, write=not dry_run)
     if dry_run:
         _show_plan(sweep, plan_only(sweep, session), session.output_path, slots=slots, smt=smt)
         return EXIT_OK
+    from keystone_mpi.engine.ranks import bring_up
     from keystone_mpi.engine.run import RunOptions, run_sweep
     from keystone_mpi.execution.environment import launcher_environment
 
     observer = make_observer(quiet=quiet)
-    options = RunOptions(session=session, slots_per_node=slots, smt=smt, command_line=list(sys.argv))
+    options = RunOptions(
+        session=session,
+        slots_per_node=slots,
+        smt=smt,
+        command_line=list(sys.argv),
+        deadline=_deadline(ends_at, sweep.recipe.grace_s),
+        in_batch_job="SLURM_JOB_ID" in os.environ,
+    )
+    workers = ranks or bring_up(launcher_environment())
     try:
-        closing = run_sweep(sweep, options, observer, launcher_environment(), store)
+        closing = run_sweep(sweep, options, observer, workers)
     finally:
         observer.close()
+        workers.close()
     return exit_code(closing, allow_failures)
+
+
+def _end(walltime: str | None) -> float | None:
+    """Return when the allocation ends (seconds since the epoch), as given or as Slurm says; None: unknown."""
+    from keystone_mpi.slurm.allocation import end_of_allocation
+    from keystone_mpi.slurm.walltime import parse_limit
+
+    ends = [end_of_allocation()]
+    if walltime is not None:
+        ends.append(time.time() + parse_limit(walltime, "--walltime", plain_seconds=True))
+    return min((end for end in ends if end is not None), default=None)
+
+
+def _deadline(ends_at: float | None, grace_s: float) -> Deadline | None:
+    """Return when to drain and when to stop, on the monotonic clock."""
+    from keystone_mpi.engine.stopping import Deadline
+    from keystone_mpi.slurm.walltime import plan_stops
+
+    if ends_at is None:
+        return None
+    stops = plan_stops(ends_at - time.time(), grace_s)
+    now = time.monotonic()
+    return Deadline(drain_at=now + stops.drain_s, stop_at=now + stops.stop_s)
+
+
+def _session_of_shard(sweep: Sweep, whole: SessionOptions, text: str, *, write: bool) -> SessionOptions:
+    """Return the session of one element of an array."""
+    import msgspec
+
+    from keystone_mpi.slurm.arrays import parse_shard, shard_path
+    from keystone_mpi.slurm.dealing import part_of
+
+    shard = parse_shard(text)
+    part = part_of(sweep, whole, shard, write=write)
+    return msgspec.structs.replace(
+        whole,
+        output_path=shard_path(whole.output_path, shard),
+        points=part.points,
+        whole_rows=part.whole_rows,
+    )
 
 
 def exit_code(closing: RunClosing, allowed: tuple[float, bool] | None) -> int:

@@ -17,25 +17,18 @@ import click
 import msgspec
 
 from keystone_mpi.cli import wording
+from keystone_mpi.cli.failure_lines import (
+    GROUPS,
+    common_of_view,
+    failed_tasks_of_view,
+    failure_lines,
+)
 from keystone_mpi.cli.main import EXIT_OK
 from keystone_mpi.cli.opening import open_recovered
-from keystone_mpi.core.model import UNSUCCESSFUL_STATES, Why
+from keystone_mpi.core.errors import UserError
 
 if TYPE_CHECKING:
     from keystone_mpi.records.view import RunView
-
-GROUPS = 8
-"""Kinds of failure that are shown."""
-FAILURES_READ = 2000
-"""The latest failures, of which the kinds are made."""
-
-WITHOUT_ATTEMPT = {
-    Why.DEPENDENCY: "a task that it depends on did not succeed",
-    Why.BY_USER: "cancelled on request",
-    Why.NOT_IN_SWEEP: "the sweep file no longer contains it",
-    Why.TOO_LARGE: "no worker had the cores, memory or GPUs that it asks for",
-}
-"""Causes that end a task with no attempt of its own."""
 
 SENTENCES = {
     "running": "is running",
@@ -45,23 +38,22 @@ SENTENCES = {
 }
 
 
-class FailureGroup(msgspec.Struct, frozen=True):
-    """Failures that say the same."""
-
-    error: str
-    count: int
-    tasks: list[str]
-    """The first few of them."""
-
-
 @click.command("status")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def command(file: Path, as_json: bool) -> int:
+@click.option("-w", "--watch", is_flag=True, help="Keep looking until the run ends; Ctrl-C leaves it alone.")
+@click.option("--interval", type=click.FloatRange(0.1), default=1.0, help="Seconds between two looks  [1]")
+def command(file: Path, as_json: bool, watch: bool, interval: float) -> int:
     """Say how far the run that writes FILE is.
 
     Works while it runs, after it ended and after it died; takes no lock.
     """
+    if watch:
+        if as_json:
+            raise UserError("--watch and --json exclude each other; for programs: --json, again and again")
+        from keystone_mpi.cli.watch import watch_run
+
+        return watch_run(file, interval)
     view, phase, recovery = open_recovered(file)
     with view:
         facts = collect_facts(view, phase, recovery)
@@ -84,10 +76,13 @@ def collect_facts(view: RunView, phase: str, recovery: str = "") -> dict[str, An
     recovery : str
         What was done; empty: nothing.
     """
+    from keystone_mpi.analysis.failures import group_failures
+
     counts = view.counts()
     lease = view.lease if phase == "running" else None
     said: dict[str, Any] = lease.status if lease is not None else {}
     done = counts.completed + counts.failed
+    failed = failed_tasks_of_view(view) if counts.failed else []
     return {
         "name": view.sweep_name,
         "path": str(view.path.absolute()),
@@ -115,28 +110,9 @@ def collect_facts(view: RunView, phase: str, recovery: str = "") -> dict[str, An
         "master": lease.holder() if lease is not None else "",
         "draining": lease is not None and Path(f"{view.path}.drain").exists(),
         "recovery": recovery,
-        "failures": group_failures(view) if counts.failed else [],
+        "failures": group_failures(failed)[:GROUPS],
+        "common": common_of_view(view, failed),
     }
-
-
-def group_failures(view: RunView) -> list[FailureGroup]:
-    """Gather the tasks that did not succeed by what they say, the most frequent first."""
-    import numpy as np
-
-    bad = np.isin(view.states, [int(state) for state in UNSUCCESSFUL_STATES])
-    last = view.last_attempt
-    groups: dict[str, list[str]] = {}
-    for attempt in view.recent_failures(FAILURES_READ):
-        # A failed attempt of a task that then succeeded, or runs again, is no failure.
-        if bad[attempt.index] and attempt.number == last[attempt.index]:
-            words = attempt.error or (attempt.outcome.name.lower() if attempt.outcome is not None else "")
-            groups.setdefault(words, []).append(str(attempt.index))
-    for why, words in WITHOUT_ATTEMPT.items():
-        rows = np.flatnonzero(bad & (view.whys == why))
-        if len(rows):
-            groups.setdefault(words, []).extend(str(row) for row in rows)
-    ordered = sorted(groups.items(), key=lambda item: -len(item[1]))
-    return [FailureGroup(error, len(tasks), tasks[:4]) for error, tasks in ordered[:GROUPS]]
 
 
 def _print_facts(facts: dict[str, Any], view: RunView) -> None:
@@ -178,7 +154,17 @@ def _print_failures(facts: dict[str, Any], path: str, console: Any) -> None:
     """Print the kinds of failure and how to look into one."""
     from rich.text import Text
 
-    causes = wording.joined(
+    for line in failure_lines(facts["failures"], facts["common"], facts["failed"], causes=_causes(facts)):
+        console.print(Text(line))
+    example = facts["failures"][0].tasks[0]
+    console.print(Text(f"look at one: {wording.command('keystone-mpi', 'show', path, example)}"))
+    if facts["state"] != "running":
+        console.print(Text("run them again: the same run command with --retry-failed"))
+
+
+def _causes(facts: dict[str, Any]) -> str:
+    """Say which of the failures have a cause of their own."""
+    return wording.joined(
         f"{facts[name]:,} {said}"
         for name, said in (
             ("timed_out", "timed out"),
@@ -187,17 +173,6 @@ def _print_failures(facts: dict[str, Any], path: str, console: Any) -> None:
         )
         if facts[name]
     )
-    console.print(Text(f"\n{facts['failed']:,} did not succeed{f' ({causes})' if causes else ''}:"))
-    for group in facts["failures"]:
-        tasks = ", ".join(group.tasks) + (", ..." if group.count > len(group.tasks) else "")
-        console.print(Text(f"  {group.count:>6,} x {group.error}  (task {tasks})"))
-    unsaid = facts["failed"] - sum(group.count for group in facts["failures"])
-    if unsaid > 0:
-        console.print(Text(f"  {unsaid:>6,} x other"))
-    example = facts["failures"][0].tasks[0]
-    console.print(Text(f"look at one: {wording.command('keystone-mpi', 'show', path, example)}"))
-    if facts["state"] != "running":
-        console.print(Text("run them again: the same run command with --retry-failed"))
 
 
 def _share(number: int, total: int) -> str:

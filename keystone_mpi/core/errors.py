@@ -70,5 +70,21 @@ class LeaseHeldError(ClusterError):
     """Another master owns this run."""
 
 
+class RequestError(UserError, ValueError):
+    """An argument of the Python API cannot be used; nothing of the call was done."""
+
+
+class UnknownTaskError(UserError, KeyError):
+    """No task of this program or of its results file has this id."""
+
+    def __str__(self) -> str:
+        # KeyError would show the message in quotes.
+        return str(self.args[0]) if self.args else ""
+
+
+class ClosedError(UserError, RuntimeError):
+    """A pipeline or executor was used after it was closed."""
+
+
 class InternalError(KeystoneError):
     """keystone_mpi broke one of its own rules."""

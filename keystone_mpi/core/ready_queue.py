@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _EXACT_SHAPES = 64
 _SAMPLE = 64
+_READY = Phase.READY
 
 Key = tuple[float, float, int]
 
@@ -66,7 +67,7 @@ class Shape(msgspec.Struct, eq=False):
     def head_key(self) -> Key:
         """Return the place in the order of the first task; there must be one."""
         heap = self.heap
-        while heap[0][3].phase is not Phase.READY:
+        while heap[0][3].phase is not _READY:
             heapq.heappop(heap)
         head = heap[0]
         return head[0], head[1], head[2]
@@ -223,7 +224,7 @@ def pop(shape: Shape) -> Task:
     heap = shape.heap
     while True:
         task = heapq.heappop(heap)[3]
-        if task.phase is Phase.READY:
+        if task.phase is _READY:
             shape.waiting -= 1
             return task
 

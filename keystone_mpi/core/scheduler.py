@@ -44,7 +44,10 @@ _PARKED_WINDOWS = 8
 _ROUNDS_PER_PASS = 32
 """Windows taken from the source in one pass, at most: bounds the list of actions."""
 
-_SUCCESS = Outcome.SUCCESS
+# Looking up a member of an enum costs as much as a function call: those of the hot path are kept at hand.
+_OUTCOME_SUCCESS, _FAILED, _TIMEOUT = Outcome.SUCCESS, Outcome.FAILED, Outcome.TIMEOUT
+_READY, _ENDED, _TOO_LATE = Phase.READY, Phase.ENDED, Phase.TOO_LATE
+_SUCCESS, _NONE = TaskState.SUCCESS, Why.NONE
 
 
 class Scheduler:
@@ -214,17 +217,17 @@ class Scheduler:
         if task is None:
             return
         self.pool.release(task)
-        if task.shape.is_unit and report.outcome <= Outcome.FAILED:
+        if task.shape.is_unit and report.outcome <= _FAILED:
             self.durations.observe(report.duration_s)
-        if report.outcome <= Outcome.TIMEOUT:
+        if report.outcome <= _TIMEOUT:
             self.time_left.observe(report.duration_s)
         self._conclude(task, worker, report, now)
 
     def _conclude(self, task: Task, worker: int, report: AttemptReport, now: float) -> None:
         """Record an attempt that no worker has any more; end its task or have it run again."""
-        if report.outcome is _SUCCESS:
-            self._out.append(actions.RecordAttempt(worker, report, TaskState.SUCCESS))
-            self._end(task, TaskState.SUCCESS, Why.NONE, "", report, now)
+        if report.outcome is _OUTCOME_SUCCESS:
+            self._out.append(actions.RecordAttempt(worker, report, _SUCCESS))
+            self._end(task, _SUCCESS, _NONE, "", report, now)
             return
         verdict = judge(task, report)
         if verdict.state is TaskState.PENDING:
@@ -269,7 +272,7 @@ class Scheduler:
                     task, TaskState.CANCELLED, Why.BY_USER, f"cancelled by {task.cancelled_by}", now
                 )
             else:
-                self._out.append(actions.RecordTask(index, TaskState.PENDING, Why.NONE, ""))
+                self._out.append(actions.RecordTask(index, TaskState.PENDING, _NONE, ""))
                 self._make_ready(task, now)
 
     def _on_lost(self, event: events.WorkerLost, now: float) -> None:
@@ -353,12 +356,12 @@ class Scheduler:
         if self.all_joined and not shape.ever_able and self.pool.capacities:
             self._end_unrun(task, TaskState.FAILURE, Why.TOO_LARGE, describe_too_large(self, shape), now)
             return
-        self.ledger.move(task, Phase.READY, now)
+        self.ledger.move(task, _READY, now)
         self.queue.push(task)
 
     def _end_unrun(self, task: Task, state: TaskState, why: Why, error: str, now: float) -> None:
         """End a task that no worker has."""
-        if task.phase is Phase.READY:
+        if task.phase is _READY:
             task.shape.waiting -= 1
         self._out.append(actions.RecordTask(task.request.index, state, why, error))
         self._end(task, state, why, error, None, now)
@@ -366,7 +369,7 @@ class Scheduler:
     def _end(
         self, task: Task, state: TaskState, why: Why, error: str, report: AttemptReport | None, now: float
     ) -> None:
-        self.ledger.move(task, Phase.ENDED, now)
+        self.ledger.move(task, _ENDED, now)
         index = task.request.index
         del self.tasks[index]
         self._note_final(index, state, why, error, report)
@@ -387,7 +390,7 @@ class Scheduler:
                 if task is None or task.phase is not Phase.WAITING:
                     continue
                 task.unmet -= 1
-                if state is not TaskState.SUCCESS:
+                if state is not _SUCCESS:
                     error = describe_failed(index, state)
                     self._end_unrun(task, TaskState.CANCELLED, Why.DEPENDENCY, error, now)
                 elif task.unmet == 0:
@@ -400,7 +403,7 @@ class Scheduler:
             if shape.waiting and not shape.ever_able:
                 error = describe_too_large(self, shape)
                 for *_, task in sorted(shape.heap):
-                    if task.phase is Phase.READY:
+                    if task.phase is _READY:
                         self._end_unrun(task, TaskState.FAILURE, Why.TOO_LARGE, error, now)
                 shape.heap.clear()
 
@@ -423,7 +426,7 @@ class Scheduler:
         self.pass_cut_at = None
         self._refill(now)
         for rounds in itertools.count():
-            if ready[Phase.READY]:
+            if ready[_READY]:
                 placement.place(now)
             if self.dependencies.ended:
                 self._resolve(now)
@@ -436,9 +439,9 @@ class Scheduler:
                 self.pass_cut_at = now
                 break
         queued = self.queued()
-        if ready[Phase.READY] and grown:
-            placement.prefetch(grown, ready[Phase.READY] + queued, now)
-        if pool.backlogged and pool.idle_cores and not queued and self.queue.stranded() == ready[Phase.READY]:
+        if ready[_READY] and grown:
+            placement.prefetch(grown, ready[_READY] + queued, now)
+        if pool.backlogged and pool.idle_cores and not queued and self.queue.stranded() == ready[_READY]:
             placement.rebalance(now)
         placement.flush(self._out)
 
@@ -454,7 +457,7 @@ class Scheduler:
         source = self._source
         if source is None:
             return False
-        ready = self.ledger.count[Phase.READY]
+        ready = self.ledger.count[_READY]
         if self._lookahead - ready < self._chunk:
             parked = min(self.queue.stranded(), _PARKED_WINDOWS * self._lookahead)
             if not parked:
@@ -463,7 +466,7 @@ class Scheduler:
         shortfall = self._lookahead - ready
         if shortfall < self._chunk or not self.pool.workers:
             return False
-        if self.ledger.count[Phase.TOO_LATE] >= _PARKED_WINDOWS * self._lookahead:
+        if self.ledger.count[_TOO_LATE] >= _PARKED_WINDOWS * self._lookahead:
             return False  # enough were looked at: hardly anything is left that ends in time
         requests = source.take(shortfall)
         for request in requests:
@@ -487,7 +490,9 @@ class Scheduler:
     def _end_unreachable(self, now: float) -> None:
         """End tasks that wait for one that was never submitted, or for each other."""
         count = self.ledger.count
-        while count[Phase.WAITING] and not (count[Phase.READY] or count[Phase.DELAYED] or self.queued()):
+        while count[Phase.WAITING] and not (
+            count[_READY] or count[Phase.DELAYED] or count[_TOO_LATE] or self.queued()
+        ):
             waiting = [task for task in self.tasks.values() if task.phase is Phase.WAITING]
             for task, error in self.dependencies.never_met(waiting, self.tasks):
                 self._end_unrun(task, TaskState.CANCELLED, Why.DEPENDENCY, error, now)

@@ -144,6 +144,7 @@ class _Play:
     def finish_until(self, until: float) -> list[Event]:
         """End every attempt that is due; return what the workers say."""
         running = self.running
+        success = Outcome.SUCCESS
         happened: list[Event] = []
         while running and running[0][0] <= until:
             end, _, number, start, attempt = heapq.heappop(running)
@@ -155,7 +156,7 @@ class _Play:
                 self.start(worker, number, end)
             spent = end - start
             self.busy_core_s += spent * attempt.cores
-            report = AttemptReport(attempt.index, attempt.attempt, Outcome.SUCCESS, start, end, spent)
+            report = AttemptReport(attempt.index, attempt.attempt, success, start, end, spent)
             happened.append(events.AttemptFinished(number, report))
         return happened
 

@@ -120,7 +120,10 @@ class Ledger:
             count[phase] -= 1
         count[to] += 1
         task.phase = to
-        task.history = (*task.history[-_HISTORY_LIMIT:], now, +to)
+        history = task.history
+        if len(history) > _HISTORY_LIMIT:
+            history = history[-_HISTORY_LIMIT // 2 :]
+        task.history = (*history, now, +to)
 
     def on_workers(self) -> int:
         """Return how many tasks workers have, started or not."""

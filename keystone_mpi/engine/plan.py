@@ -14,6 +14,7 @@ state per row of a continued run.
 
 from __future__ import annotations
 
+import bisect
 import itertools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -47,6 +48,10 @@ class PlanOptions(msgspec.Struct, frozen=True):
 
     retry_failed: bool = False
     accept_changed: bool = False
+    points: list[tuple[int, int]] | None = None
+    """Only these points of the sweep (a shard of it), half-open ranges, ascending; None: all."""
+    whole_rows: dict[int, int] = {}
+    """Of a shard: point -> row in the file of the whole sweep, where that is not the point itself."""
 
 
 class RunPlan:
@@ -65,6 +70,8 @@ class RunPlan:
         Points that become new rows, in order.
     states : array of int8 or None
         State of each row of the file so far.
+    whole_rows : dict or None
+        For a shard: see `PlanOptions`; None: this is the whole sweep.
     """
 
     def __init__(
@@ -76,15 +83,18 @@ class RunPlan:
         added_points: list[tuple[int, int]],
         states: NDArray[np.int8] | None,
         retry_failed: bool,
+        whole_rows: dict[int, int] | None = None,
     ) -> None:
         self.sweep = sweep
         self.model = DurationModel(tuple(sweep.space.names))
         self.base = base
         self.added_points = added_points
+        self._added_before = list(itertools.accumulate((b - a for a, b in added_points), initial=0))
         self.base_task_count = 0 if base is None else base.task_count
         self.task_count = self.base_task_count + sum(stop - start for start, stop in added_points)
         self._point_of_row = point_of_row
         self._states = states
+        self._whole_rows = whole_rows
         self._rerun_states = (
             (TaskState.PENDING, TaskState.RUNNING, TaskState.FAILURE, TaskState.TIMEOUT, TaskState.CANCELLED)
             if retry_failed
@@ -100,11 +110,10 @@ class RunPlan:
         if row < self.base_task_count:
             return row if self._point_of_row is None else int(self._point_of_row[row])
         offset = row - self.base_task_count
-        for start, stop in self.added_points:
-            if offset < stop - start:
-                return start + offset
-            offset -= stop - start
-        raise IndexError(row)
+        if offset >= self._added_before[-1]:
+            raise IndexError(row)
+        place = bisect.bisect_right(self._added_before, offset) - 1
+        return self.added_points[place][0] + offset - self._added_before[place]
 
     def put_back_rows(self) -> Iterator[int]:
         """Rows that were final in the file and are to run again."""
@@ -132,8 +141,11 @@ class RunPlan:
             request = msgspec.structs.replace(request, expected_s=expected_s)
         if self.base is None or row >= self.base_task_count:
             return request
+        # An attempt that was cut off says how long the task takes at least.
+        seen_s = float(self.base.durations[row])
         return msgspec.structs.replace(
             request,
+            expected_s=max(request.expected_s, seen_s) if seen_s == seen_s else request.expected_s,
             attempts_before=int(self.base.last_attempt[row]),
             used=self._used(row),
         )
@@ -154,7 +166,10 @@ class RunPlan:
 
     def order(self, assignment: Assignment) -> TaskOrder:
         """Spell out `assignment` for a worker."""
-        params = self.sweep.space.params(self.point(assignment.index))
+        point = self.point(assignment.index)
+        params = self.sweep.space.params(point)
+        # A shard's tasks are called as in the whole sweep: the names of their files must not collide.
+        whole_row = assignment.index if self._whole_rows is None else self._whole_rows.get(point, point)
         return TaskOrder(
             index=assignment.index,
             attempt=assignment.attempt,
@@ -164,7 +179,7 @@ class RunPlan:
             gpus=assignment.gpus,
             timeout_s=assignment.timeout_s,
             seed=self.sweep.seed_of(params),
-            task_id=str(assignment.index),
+            task_id=str(whole_row),
         )
 
     def learn(self, row: int, duration_s: float) -> None:
@@ -262,9 +277,10 @@ def make_plan(sweep: Sweep, base: RunView | None, options: PlanOptions) -> RunPl
             sweep,
             base=None,
             point_of_row=None,
-            added_points=[(0, len(sweep.space))] if len(sweep.space) else [],
+            added_points=_all_points(sweep) if options.points is None else options.points,
             states=None,
             retry_failed=False,
+            whole_rows=None if options.points is None else options.whole_rows,
         )
     _refuse_other_sweep(sweep, base)
     changes = fingerprint_difference(base.fingerprint, sweep.fingerprint)
@@ -273,7 +289,7 @@ def make_plan(sweep: Sweep, base: RunView | None, options: PlanOptions) -> RunPl
             f"{base.path}: what runs the tasks has changed since this file was made: {'; '.join(changes)} "
             "(--accept-changed continues with the new one, --fresh starts over, -o FILE writes elsewhere)"
         )
-    point_of_row, added_points = _match_rows(sweep, base)
+    point_of_row, added_points = _match_rows(sweep, base, options.points)
     plan = RunPlan(
         sweep,
         base=base,
@@ -281,9 +297,14 @@ def make_plan(sweep: Sweep, base: RunView | None, options: PlanOptions) -> RunPl
         added_points=added_points,
         states=base.states,
         retry_failed=options.retry_failed,
+        whole_rows=None if options.points is None else options.whole_rows,
     )
     plan.learn_from(base)
     return plan
+
+
+def _all_points(sweep: Sweep) -> list[tuple[int, int]]:
+    return [(0, len(sweep.space))] if len(sweep.space) else []
 
 
 def _refuse_other_sweep(sweep: Sweep, base: RunView) -> None:
@@ -312,18 +333,25 @@ def _derived_names_of(base: RunView) -> frozenset[str]:
     return frozenset(part.removeprefix(prefix) for part in base.fingerprint if part.startswith(prefix))
 
 
-def _match_rows(sweep: Sweep, base: RunView) -> tuple[NDArray[np.int64] | None, list[tuple[int, int]]]:
-    """Find each row's point; (None, added) when row k is point k."""
+def _match_rows(
+    sweep: Sweep, base: RunView, points: list[tuple[int, int]] | None
+) -> tuple[NDArray[np.int64] | None, list[tuple[int, int]]]:
+    """Find each row's point; (None, added) when row k is point k. Only `points` are added, None: all."""
     columns = base.param_columns()
     point_count = len(sweep.space)
-    if base.task_count <= point_count and _rows_are_points(sweep, base.task_count, columns):
+    if (
+        points is None
+        and base.task_count <= point_count
+        and _rows_are_points(sweep, base.task_count, columns)
+    ):
         return None, [(base.task_count, point_count)] if base.task_count < point_count else []
     point_of_row = sweep.space.indices_of(columns, ignore=_derived_names_of(base))
     known, first_rows = np.unique(point_of_row, return_index=True)
     repeated = np.ones(base.task_count, dtype=bool)
     repeated[first_rows] = False
     point_of_row[repeated] = -1
-    new_points = np.setdiff1d(np.arange(point_count), known, assume_unique=True)
+    wanted = [np.arange(start, stop) for start, stop in ([(0, point_count)] if points is None else points)]
+    new_points = np.setdiff1d(np.concatenate([*wanted, np.empty(0, np.int64)]), known, assume_unique=True)
     return point_of_row, _ranges(new_points)
 
 

@@ -1,8 +1,9 @@
 """The master's side of its ranks: bringing the transport up, and sending everybody home.
 
 Rule: MPI comes up before any file is touched, so that a launcher that does not
-match the library costs nothing; processes of ours are started before MPI_Init,
-since a fork afterwards may break InfiniBand's registered memory.
+match the library costs nothing, and before the sweep is read, since ranks that
+wait for each other in MPI_Init spin. Launchers are started before MPI_Init: a
+fork afterwards may break InfiniBand's registered memory.
 
     bring_up --> Ranks.transport (MPI, or threads of this process)
     farewell (workers stop their launchers, say goodbye) --> dismiss (MPI_Finalize)
@@ -37,15 +38,18 @@ class Ranks:
 
     def __init__(
         self,
+        promised: Promised,
         transport: MasterEnd,
         finalize: Callable[[], None] | None,
         abort: Callable[[int], None] | None,
         local_worker: threading.Thread | None,
     ) -> None:
+        self.promised = promised
         self.transport = transport
         self._finalize = finalize
         self._abort = abort
         self._local_worker = local_worker
+        self._dismissed = False
         self._absent = set(transport.workers)
         """Workers that have not said goodbye."""
 
@@ -73,6 +77,7 @@ class Ranks:
 
     def dismiss(self) -> bool:
         """Leave MPI together; False when some worker had not said goodbye and was ended by force."""
+        self._dismissed = True
         everybody = not self._absent
         for worker in self.transport.workers:
             self.transport.send(worker, Dismissal())
@@ -87,6 +92,12 @@ class Ranks:
             sys.stderr.flush()
             self._abort(ABORT_CODE)
         return everybody
+
+    def close(self) -> None:
+        """Send home whoever is still there; after an orderly end nobody is."""
+        if not self._dismissed:
+            self.farewell(FAREWELL_S, lambda _text: None)
+            self.dismiss()
 
 
 def bring_up(promised: Promised) -> Ranks:
@@ -103,7 +114,7 @@ def bring_up(promised: Promised) -> Ranks:
     if promised.launcher is None:
         launcher.start()
         transport = LocalMaster()
-        return Ranks(transport, None, None, _start_local_worker(transport.hub, launcher))
+        return Ranks(promised, transport, None, None, _start_local_worker(transport.hub, launcher))
     from keystone_mpi.transport.mpi import MpiMaster, MpiWorld
 
     if promised.size == 1 or promised.local_size in (None, 1):
@@ -121,7 +132,7 @@ def bring_up(promised: Promised) -> Ranks:
         local_worker = _start_local_worker(master.hub, launcher)
     else:
         launcher.close()
-    return Ranks(master, world.finalize, world.abort, local_worker)
+    return Ranks(promised, master, world.finalize, world.abort, local_worker)
 
 
 def _start_local_worker(hub: LocalHub, launcher: LauncherClient) -> threading.Thread:
@@ -131,12 +142,3 @@ def _start_local_worker(hub: LocalHub, launcher: LauncherClient) -> threading.Th
     thread = threading.Thread(target=worker.serve, name="keystone-worker", daemon=True)
     thread.start()
     return thread
-
-
-def send_workers_home(promised: Promised) -> None:
-    """Let the other ranks leave in order when there is no work for them."""
-    if promised.launcher is None:
-        return
-    ranks = bring_up(promised)
-    ranks.farewell(FAREWELL_S, lambda _text: None)
-    ranks.dismiss()

@@ -4,7 +4,7 @@ Rule: parts are made here and nowhere else, in the order that safety asks for:
 the transport before any file is touched, the lease before anything of an
 earlier start, everything that can be refused before the first write.
 
-    bring_up --> open_session --> journal, store process --> Scheduler --> Master.run
+    bring_up (ranks.py) --> open_session --> journal, store process --> Scheduler --> Master.run
     end:  farewell --> last batch of the file --> dismissal (MPI_Finalize)
 """
 
@@ -19,14 +19,12 @@ from keystone_mpi.core.actions import Finish, FinishReason
 from keystone_mpi.core.scheduler import Scheduler
 from keystone_mpi.engine.master import Master
 from keystone_mpi.engine.observer import RunClosing, RunInfo, RunObserver
-from keystone_mpi.engine.ranks import FAREWELL_S, Ranks, bring_up
+from keystone_mpi.engine.ranks import FAREWELL_S, Ranks
 from keystone_mpi.engine.session import Session, SessionOptions, open_session
-from keystone_mpi.engine.stopping import StopRequests
+from keystone_mpi.engine.stopping import Deadline, StopRequests
 from keystone_mpi.engine.workforce import Workforce
-from keystone_mpi.execution.environment import Promised
 
 if TYPE_CHECKING:
-    from keystone_mpi.engine.store_process import StoreClient
     from keystone_mpi.sweeps.sweep import Sweep
 
 SYNC_S = 60.0
@@ -41,14 +39,16 @@ class RunOptions(msgspec.Struct, frozen=True):
     slots_per_node: int | None = None
     smt: bool = False
     command_line: list[str] = []
+    deadline: Deadline | None = None
+    """The end of the allocation; None: there is none, or it is not known."""
+    in_batch_job: bool = False
 
 
 def run_sweep(
     sweep: Sweep,
     options: RunOptions,
     observer: RunObserver,
-    promised: Promised,
-    store: StoreClient | None = None,
+    ranks: Ranks,
 ) -> RunClosing:
     """Run, or continue, a sweep; returns when it is complete or stopped.
 
@@ -60,10 +60,8 @@ def run_sweep(
         Output and choices.
     observer : RunObserver
         Told of everything that a person should see.
-    promised : Promised
-        What the launcher's environment says; this process is its rank 0.
-    store : StoreClient, optional
-        A store process that was started early; the caller closes it.
+    ranks : Ranks
+        The workers, brought up before the sweep was read; the caller closes them.
 
     Raises
     ------
@@ -72,7 +70,6 @@ def run_sweep(
     ClusterError
         MPI, the disk or the lease failed. What was acknowledged is safe.
     """
-    ranks = bring_up(promised)
     try:
         session = open_session(sweep, options.session)
         for notice in session.notices:
@@ -84,7 +81,7 @@ def run_sweep(
             ranks.farewell(FAREWELL_S, observer.notice)
             closing = _nothing_to_do(session)
         else:
-            closing = _run(session, options, observer, promised, info, ranks, store)
+            closing = _run(session, options, observer, ranks, info)
     except BaseException:
         ranks.farewell(STOPPED_FAREWELL_S, observer.notice)
         ranks.dismiss()
@@ -99,13 +96,11 @@ def _run(
     session: Session,
     options: RunOptions,
     observer: RunObserver,
-    promised: Promised,
-    info: RunInfo,
     ranks: Ranks,
-    store: StoreClient | None,
+    info: RunInfo,
 ) -> RunClosing:
     try:
-        session.begin(options.command_line, ranks.transport.wake, store)
+        session.begin(options.command_line, ranks.transport.wake)
         assert session.committer is not None
         assert session.store is not None
         workforce = Workforce(
@@ -121,14 +116,18 @@ def _run(
         with StopRequests(
             session.output_path,
             ranks.transport.wake,
-            first_means_now=promised.launcher == "openmpi",
-            under_launcher=promised.launcher is not None,
+            first_means_now=ranks.promised.launcher == "openmpi",
+            under_launcher=ranks.promised.launcher is not None,
+            deadline=options.deadline,
+            in_batch_job=options.in_batch_job,
         ) as stop:
             stop.forget_drain_file()
             source = session.plan.source()
             master = Master(
                 plan=session.plan,
-                scheduler=Scheduler(source),
+                scheduler=Scheduler(
+                    source, ends_at=None if options.deadline is None else options.deadline.stop_at
+                ),
                 source=source,
                 ranks=ranks,
                 committer=session.committer,
@@ -159,6 +158,8 @@ def _close(
     """End a run that the scheduler finished: the workers' launchers first, then the file."""
     if finish.reason == FinishReason.NO_WORKERS:
         observer.notice("no worker is left that could run the rest")
+    elif finish.reason == FinishReason.WALLTIME:
+        observer.notice("what is left is not expected to end before the allocation does")
     ranks.farewell(FAREWELL_S, observer.notice)
     master.drain_acknowledgements(SYNC_S)
     complete = finish.reason == FinishReason.COMPLETE

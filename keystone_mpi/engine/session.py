@@ -46,6 +46,12 @@ class SessionOptions(msgspec.Struct, frozen=True):
     retry_failed: bool = False
     accept_changed: bool = False
     fresh: bool = False
+    points: list[tuple[int, int]] | None = None
+    """Only this part of the sweep, a shard; None: all of it."""
+    whole_rows: dict[int, int] = {}
+    """See `PlanOptions`."""
+    is_gone: Callable[[str], bool] | None = None
+    """Tells of a batch job, by the name that `job_name` gave it, whether it can have no process any more."""
     resume: bool = False
     """The user says aloud that there is something to continue: a missing file is a mistake."""
 
@@ -104,9 +110,9 @@ class Session:
         return succeeded, final - succeeded - put_back
 
     def begin(
-        self, command_line: list[str], on_progress: Callable[[], None], store: StoreClient | None = None
+        self, command_line: list[str], on_progress: Callable[[], None], *, created: float = float("inf")
     ) -> None:
-        """Open the journal and put the store process to work.
+        """Open the journal.
 
         Parameters
         ----------
@@ -114,8 +120,8 @@ class Session:
             Recorded as provenance.
         on_progress : callable
             Called from the committer's thread when more is durable.
-        store : StoreClient, optional
-            One that was started early; None: one is started now.
+        created : float
+            When the run began, where that was earlier than is known here.
         """
         plan = self.plan
         base = plan.base
@@ -128,7 +134,7 @@ class Session:
                 run_id=self.run_id,
                 epoch=self.epoch,
                 opened=opened_at,
-                created=opened_at if base is None else base.created,
+                created=min(created, opened_at if base is None else base.created),
                 task_count=plan.task_count,
                 base_generation="" if base is None else base.generation,
                 base_task_count=plan.base_task_count,
@@ -155,8 +161,7 @@ class Session:
             for row in plan.dropped_rows()
         ]
         self.committer.submit(first)
-        self.store = store or StoreClient()
-        self.store.follow(self.output_path)
+        self.store = StoreClient(self.output_path)
 
     def close(self, *, state: str, reason: str, timeout_s: float) -> str:
         """End this start in order.
@@ -207,7 +212,7 @@ def open_session(sweep: Sweep, options: SessionOptions) -> Session:
     holder = read_lease(output_path)
     run_id = secrets.token_hex(8) if earlier is None or options.fresh else earlier.run_id
     epoch = 1 if earlier is None or options.fresh else earlier.epoch + 1
-    lease = acquire(output_path, run_id=run_id, epoch=epoch, job_id=_job_id())
+    lease = acquire(output_path, run_id=run_id, epoch=epoch, job_id=job_name(), is_gone=options.is_gone)
     try:
         if holder is not None:
             notices.append(f"took over from {holder.holder()}, which is gone")
@@ -216,7 +221,7 @@ def open_session(sweep: Sweep, options: SessionOptions) -> Session:
         plan = make_plan(
             sweep,
             None if options.fresh else base,
-            PlanOptions(retry_failed=options.retry_failed, accept_changed=options.accept_changed),
+            plan_options(options),
         )
         if old is not None:
             plan.learn_from(old)
@@ -230,8 +235,16 @@ def open_session(sweep: Sweep, options: SessionOptions) -> Session:
 def plan_only(sweep: Sweep, options: SessionOptions) -> RunPlan:
     """Return what `open_session` would plan, without taking or writing anything (``--dry-run``)."""
     base = None if options.fresh else _peek(options.output_path)
-    return make_plan(
-        sweep, base, PlanOptions(retry_failed=options.retry_failed, accept_changed=options.accept_changed)
+    return make_plan(sweep, base, plan_options(options))
+
+
+def plan_options(options: SessionOptions) -> PlanOptions:
+    """Return what the plan wants to know of the options."""
+    return PlanOptions(
+        retry_failed=options.retry_failed,
+        accept_changed=options.accept_changed,
+        points=options.points,
+        whole_rows=options.whole_rows,
     )
 
 
@@ -276,5 +289,10 @@ def _move_aside(output_path: Path) -> Path:
     return target
 
 
-def _job_id() -> str:
-    return os.environ.get("SLURM_JOB_ID", "") or os.environ.get("PBS_JOBID", "")
+def job_name() -> str:
+    """Name the batch job that this process belongs to, and which of its restarts; empty: none."""
+    job_id = os.environ.get("SLURM_JOB_ID", "")
+    restart = os.environ.get("SLURM_RESTART_COUNT", "0")
+    if job_id:
+        return f"{job_id}/{restart}" if restart != "0" else job_id
+    return os.environ.get("PBS_JOBID", "")

@@ -32,6 +32,8 @@ class Placement(msgspec.Struct, frozen=True):
     order: TaskOrder
     cpus: tuple[int, ...]
     """Empty: not pinned."""
+    gpus: tuple[int, ...] = ()
+    """Positions in the worker's lists of devices."""
 
 
 class SlotPool:
@@ -43,17 +45,23 @@ class SlotPool:
         Cores' worth of work that run at once; also the number of slot processes.
     cpus : sequence of int
         Logical cpus to pin to, one per slot; anything shorter turns pinning off.
+    gpus : sequence of int
+        Positions of the worker's devices in their lists.
     """
 
-    def __init__(self, slots: int, cpus: Sequence[int]) -> None:
+    def __init__(self, slots: int, cpus: Sequence[int], gpus: Sequence[int] = ()) -> None:
         self.slots = slots
         self.backlog: deque[TaskOrder] = deque()
         self._pinning = len(cpus) >= slots
         self._free_cpus = sorted(cpus[:slots]) if self._pinning else list(range(slots))
         self._queues: list[dict[AttemptKey, TaskOrder]] = [{} for _ in range(slots)]
         self._cpus_of_slot: list[tuple[int, ...]] = [() for _ in range(slots)]
+        self._free_gpus = sorted(gpus)
+        self._gpus_of_slot: list[tuple[int, ...]] = [() for _ in range(slots)]
         self._idle_slots = list(range(slots - 1, -1, -1))
         self._mean_s: float | None = None
+        self.staying: set[int] = set()
+        """Recipes whose attempts stay for long (function processes): nothing may queue behind them."""
 
     @property
     def mean_s(self) -> float | None:
@@ -72,13 +80,16 @@ class SlotPool:
         backlog = self.backlog
         while backlog:
             cores = min(backlog[0].cores, self.slots)
-            if not self._idle_slots or cores > len(self._free_cpus):
+            gpus = backlog[0].gpus
+            if not self._idle_slots or cores > len(self._free_cpus) or gpus > len(self._free_gpus):
                 break
             order = backlog.popleft()
             slot = self._idle_slots.pop()
             cpus = tuple(self._free_cpus[:cores])
             del self._free_cpus[:cores]
             self._cpus_of_slot[slot] = cpus
+            self._gpus_of_slot[slot] = tuple(self._free_gpus[:gpus])
+            del self._free_gpus[:gpus]
             placements.append(self._give(slot, order))
         if backlog and not self._free_cpus:
             placements += self._queue_ahead()
@@ -90,15 +101,18 @@ class SlotPool:
             return []
         placements: list[Placement] = []
         for slot, queue in enumerate(self._queues):
-            if len(self._cpus_of_slot[slot]) != 1 or len(queue) > depth // 2:
+            if len(self._cpus_of_slot[slot]) != 1 or self._gpus_of_slot[slot] or len(queue) > depth // 2:
                 continue
-            while len(queue) < depth and self.backlog and self.backlog[0].cores == 1:
+            if any(order.recipe in self.staying for order in queue.values()):
+                continue
+            while len(queue) < depth and self.backlog and _is_plain(self.backlog[0]):
                 placements.append(self._give(slot, self.backlog.popleft()))
         return placements
 
     def _give(self, slot: int, order: TaskOrder) -> Placement:
         self._queues[slot][AttemptKey(order.index, order.attempt)] = order
-        return Placement(slot, order, self._cpus_of_slot[slot] if self._pinning else ())
+        cpus = self._cpus_of_slot[slot] if self._pinning else ()
+        return Placement(slot, order, cpus, self._gpus_of_slot[slot])
 
     def finish(self, slot: int, key: AttemptKey, duration_s: float) -> TaskOrder:
         """An attempt on `slot` ended; frees its cores when nothing is queued behind it."""
@@ -120,6 +134,8 @@ class SlotPool:
         if not queue:
             self._free_cpus = sorted((*self._free_cpus, *self._cpus_of_slot[slot]))
             self._cpus_of_slot[slot] = ()
+            self._free_gpus = sorted((*self._free_gpus, *self._gpus_of_slot[slot]))
+            self._gpus_of_slot[slot] = ()
             self._idle_slots.append(slot)
         return order
 
@@ -150,3 +166,8 @@ class SlotPool:
     def held(self) -> int:
         """Orders on slot processes."""
         return sum(len(queue) for queue in self._queues)
+
+
+def _is_plain(order: TaskOrder) -> bool:
+    """Tell whether an order may wait behind another: one core, no device."""
+    return order.cores == 1 and not order.gpus

@@ -8,6 +8,8 @@ its ranks 0.25 s after it, so there it means "now".
     INT, TERM once          -> DRAIN, or NOW under Open MPI's mpiexec
     INT, TERM again         -> NOW     stop what runs; nothing is lost
     the launcher died       -> NOW
+    the allocation's end    -> DRAIN, a little later NOW
+    TERM from a batch system, which kills soon after -> DRAIN, NOW when most of that time is over
 """
 
 from __future__ import annotations
@@ -21,9 +23,22 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import msgspec
+
 DRAIN_SUFFIX = ".drain"
+TERM_GRACE_S = 20.0
+"""A batch system that sent TERM sends KILL 30 s later (Slurm's KillWait by default)."""
 SAME_PRESS_S = 0.3
 """Two interrupts within this time are one Ctrl-C that came by two ways (terminal and launcher)."""
+
+
+class Deadline(msgspec.Struct, frozen=True):
+    """The end of the allocation, on the monotonic clock."""
+
+    drain_at: float
+    """Nothing is started any more."""
+    stop_at: float
+    """What still runs is stopped; only tasks that are expected to end before are started."""
 
 
 class StopLevel(enum.IntEnum):
@@ -47,14 +62,28 @@ class StopRequests:
         The launcher gives no time to finish what runs.
     under_launcher : bool
         The process was started by mpiexec or srun; when that dies, so must the run.
+    deadline : Deadline, optional
+        The end of the allocation, where it is known.
+    in_batch_job : bool
+        TERM comes from a batch system, KILL follows.
     """
 
     def __init__(
-        self, output_path: Path, wake: Callable[[], None], *, first_means_now: bool, under_launcher: bool
+        self,
+        output_path: Path,
+        wake: Callable[[], None],
+        *,
+        first_means_now: bool,
+        under_launcher: bool,
+        deadline: Deadline | None = None,
+        in_batch_job: bool = False,
     ) -> None:
         self._drain_path = Path(f"{output_path}{DRAIN_SUFFIX}")
         self._wake = wake
         self._first_means_now = first_means_now
+        self._deadline = deadline
+        self._in_batch_job = in_batch_job
+        self._now_at = float("inf")
         self._parent = os.getppid() if under_launcher else None
         self._interrupts = 0
         self._interrupted_at = -SAME_PRESS_S
@@ -79,6 +108,8 @@ class StopRequests:
             if now - self._interrupted_at > SAME_PRESS_S:
                 self._interrupts += 1
             self._interrupted_at = now
+            if number == signal.SIGTERM and self._in_batch_job:
+                self._now_at = min(self._now_at, now + TERM_GRACE_S)
         self.reason = self.reason or f"signal {signal.Signals(number).name}"
         self._wake()
 
@@ -91,7 +122,15 @@ class StopRequests:
         return StopLevel.NONE
 
     def look_around(self) -> StopLevel:
-        """Also look for the drain file and for the launcher's death; called about once a second."""
+        """Also look for the drain file, the launcher's death and the clock; called about once a second."""
+        now = time.monotonic()
+        if self._deadline is not None and now >= self._deadline.drain_at:
+            self._drain = True
+            self.reason = self.reason or "the allocation is about to end"
+            if now >= self._deadline.stop_at:
+                self._interrupts = max(self._interrupts, 2)
+        if now >= self._now_at:
+            self._interrupts = max(self._interrupts, 2)
         if self._drain_path.exists():
             self._drain = True
             self.reason = self.reason or "keystone-mpi drain"

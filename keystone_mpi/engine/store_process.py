@@ -4,8 +4,8 @@ Rule: it only reads the journal and only replaces the file; the master never
 waits for it before the end, and losing it loses nothing. A batch costs what it
 costs, and the next one waits until twenty times that long has passed, so that
 writing takes at most a twentieth of the time. End of file on its standard
-input (the master died) ends it. It is started before anything else, since its
-imports are the slowest part of a start.
+input (the master died) ends it. A run that is over before a process would have
+imported h5py needs none: its one batch is written by the master at the end.
 
     master --stdin-->  output path, then "final" | (end of file)
     master <--stdout-- {"final": ..., "problem": ...} once per batch, JSON lines
@@ -17,6 +17,7 @@ import os
 import select
 import signal
 import subprocess
+import sys
 import time
 import traceback
 from pathlib import Path
@@ -33,7 +34,8 @@ from keystone_mpi.records.store import finish, fold
 if TYPE_CHECKING:
     from keystone_mpi.records.store import ColumnSource
 
-FIRST_BATCH_S = 0.5
+START_AFTER_S = 3.0
+"""A run shorter than this has its file written by the master, at its end."""
 SHORTEST_PAUSE_S = 1.0
 DUTY_FACTOR = 20.0
 FINAL_REQUEST = b"final\n"
@@ -50,52 +52,49 @@ class BatchResult(msgspec.Struct, frozen=True):
 
 
 class StoreClient:
-    """The master's handle on its store process.
+    """The master's handle on its store process, which starts when the run has lasted a little.
 
-    Making one starts the process; `follow` gives it its work.
+    Parameters
+    ----------
+    output_path : Path
+        The HDF5 file to write; its journal exists.
     """
 
-    def __init__(self) -> None:
-        self._output_path: Path | None = None
+    def __init__(self, output_path: Path) -> None:
+        self._output_path = output_path
+        self._opened_at = time.monotonic()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._buffer = b""
         self._restarts = 0
         self.problem = ""
         """Why the last batch could not be written; empty: it was."""
-        self._start()
 
-    def _start(self) -> None:
-        # Before MPI_Init at first; a restart later goes by vfork, which copies no memory that MPI holds.
+    def _start(self) -> subprocess.Popen[bytes]:
+        # By vfork (subprocess does): no copy is made of a process that holds MPI's memory.
         self._process = subprocess.Popen(
             quick_argv(
                 "from keystone_mpi.engine.store_process import main; main()",
                 ("keystone_mpi", "msgspec", "numpy", "h5py"),
+                str(self._output_path),
             ),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,  # never holds mpiexec's; problems come as messages
             start_new_session=True,
             bufsize=0,
+            # numpy's BLAS would start a thread per core of the node, for nothing.
+            env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
         )
         self._buffer = b""
-        if self._output_path is not None:
-            self.follow(self._output_path)
-
-    def follow(self, output_path: Path) -> None:
-        """Name the HDF5 file to write; its journal must exist."""
-        self._output_path = output_path
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(msgspec.json.encode(str(output_path)) + b"\n")
-        except BrokenPipeError:
-            return  # it died; `poll` replaces it
-
-    @property
-    def _stdout_fd(self) -> int:
-        assert self._process.stdout is not None
-        return self._process.stdout.fileno()
+        return self._process
 
     def poll(self) -> None:
-        """Hear of the batches that ended since the last call, and replace a process that died."""
-        self._read(0.0)
+        """Hear of the batches that ended; start the process when it is time, or another when it died."""
+        if self._process is None:
+            if time.monotonic() - self._opened_at >= START_AFTER_S:
+                self._start()
+            return
+        self._read(self._process, 0.0)
         if self._process.poll() is not None and self._restarts < RESTARTS:
             self._restart()
 
@@ -118,27 +117,29 @@ class StoreClient:
             With a problem when the file could not be written in time; the
             journal then still holds everything.
         """
+        if self._process is None:
+            return _Folder(self._output_path).fold(final=True)
         deadline = time.monotonic() + timeout_s
         while True:
-            result = self._finish_once(deadline)
+            result = self._finish_once(self._process, deadline)
             if result is not None:
                 self.close()
                 return result
             if not self._restart():
                 return BatchResult(final=True, problem=self.problem)
 
-    def _finish_once(self, deadline: float) -> BatchResult | None:
+    def _finish_once(self, process: subprocess.Popen[bytes], deadline: float) -> BatchResult | None:
         """Ask for the last batch; None when the process died before it answered."""
-        assert self._process.stdin is not None
+        assert process.stdin is not None
         try:
-            self._process.stdin.write(FINAL_REQUEST)
+            process.stdin.write(FINAL_REQUEST)
         except BrokenPipeError:
             return None
         while True:
             left_s = deadline - time.monotonic()
             if left_s <= 0:
                 return BatchResult(final=True, problem="the last batch took too long")
-            heard = self._read(left_s)
+            heard = self._read(process, left_s)
             if heard is None:
                 return None
             for batch in heard:
@@ -147,14 +148,18 @@ class StoreClient:
 
     def close(self) -> None:
         """End the process at once; a batch that is being written leaves no trace."""
-        self._process.kill()
-        self._process.communicate()
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
 
-    def _read(self, timeout_s: float) -> list[BatchResult] | None:
+    def _read(self, process: subprocess.Popen[bytes], timeout_s: float) -> list[BatchResult] | None:
         """Return the batches heard of; None at the end of the process."""
-        if not select.select([self._stdout_fd], (), (), max(0.0, timeout_s))[0]:
+        assert process.stdout is not None
+        fd = process.stdout.fileno()
+        if not select.select([fd], (), (), max(0.0, timeout_s))[0]:
             return []
-        data = os.read(self._stdout_fd, 65536)
+        data = os.read(fd, 65536)
         if not data:
             return None
         *lines, self._buffer = (self._buffer + data).split(b"\n")
@@ -189,38 +194,14 @@ class _Folder:
         return BatchResult(final=final)
 
 
-class _Requests:
-    """Lines from the master; None is the end of file."""
-
-    def __init__(self) -> None:
-        self._buffer = b""
-
-    def next(self, timeout_s: float | None) -> bytes | None:
-        """Return the next line, empty when none came in time."""
-        while b"\n" not in self._buffer:
-            if not select.select([0], (), (), timeout_s)[0]:
-                return b""
-            data = os.read(0, 65536)
-            if not data:
-                return None
-            self._buffer += data
-        line, _, self._buffer = self._buffer.partition(b"\n")
-        return line
-
-
-def _serve(requests: _Requests) -> None:
-    first = requests.next(None)
-    if not first:
-        return
-    folder = _Folder(Path(msgspec.json.decode(first, type=str)))
+def _serve(output_path: Path) -> None:
+    folder = _Folder(output_path)
     folded_bytes = -1
-    pause_s = FIRST_BATCH_S
+    pause_s = 0.0
     while True:
-        request = requests.next(pause_s)
-        if request is None:
-            return
-        if request:
-            os.write(1, msgspec.json.encode(folder.fold(final=True)) + b"\n")
+        if select.select([0], (), (), pause_s)[0]:
+            if os.read(0, 64):
+                os.write(1, msgspec.json.encode(folder.fold(final=True)) + b"\n")
             return
         size_bytes = folder.journal_path.stat().st_size
         if size_bytes == folded_bytes:
@@ -238,9 +219,7 @@ def main() -> None:
     """Run the store process; for `StoreClient` only."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)  # the master decides when this process ends
-    import keystone_mpi.records.store.folding  # noqa: F401 - the slow import, while the run starts
-
     try:
-        _serve(_Requests())
+        _serve(Path(sys.argv[1]))
     except (BrokenPipeError, FileNotFoundError):
         return  # the master died, or its journal is gone: nothing is left to do here

@@ -5,6 +5,7 @@ what. It never waits for the master while it holds work, and sleeps otherwise.
 
     master --Assign--> backlog --SlotPool--> slot process --report--> master
     master --Recall--> what has not started goes back
+    master --CallsGiven--> function_seats.py --CallReplies--> master
     slot process or launcher dead --> its running attempt is reported WORKER_LOST, another is started
 """
 
@@ -14,30 +15,44 @@ import os
 import socket
 import time
 import traceback
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
 
 from keystone_mpi.core.errors import InternalError, KeystoneError
 from keystone_mpi.core.model import AttemptKey, AttemptReport, Outcome, Why
+from keystone_mpi.engine.function_seats import FunctionSeats, Outgoing
 from keystone_mpi.engine.slot_pool import Placement, SlotPool
 from keystone_mpi.execution import launcher_client
+from keystone_mpi.execution.function_frames import SharedBlock
 from keystone_mpi.execution.launcher_client import LauncherClient, local_scratch_path
 from keystone_mpi.execution.processes import sweep_earlier_epochs
 from keystone_mpi.execution.slot_messages import SlotOrder
-from keystone_mpi.execution.slots import NodeResources
+from keystone_mpi.execution.slots import NodeResources, divide
 from keystone_mpi.tools.render import RenderContext, Renderer
-from keystone_mpi.transport.channel import WorkerEnd
+from keystone_mpi.tools.recipe import Recipe
+from keystone_mpi.transport.channel import Delivered, WorkerEnd
 from keystone_mpi.transport.messages import (
     PROTOCOL_VERSION,
     Assign,
     AttemptsFinished,
     AttemptsStarted,
     AttemptStart,
+    BookClosed,
+    BookOpened,
+    CallsGiven,
+    CallsRecalled,
     Cancel,
     Dismissal,
     Farewell,
     FromWorker,
+    FunctionDefined,
     Goodbye,
     Hello,
     Recall,
+    RecipesAdded,
+    SeatClosing,
     TaskOrder,
     TasksReturned,
     ToWorker,
@@ -50,6 +65,8 @@ PATIENCE_S = 3600.0
 RELIEF_AFTER_S = 0.02
 """A task may wait behind another on a slot process for so long while a slot is free."""
 FAREWELL_GRACE_S = 1.0
+FUNCTION_TOOL = "function"
+"""`Recipe.tool` of function processes."""
 
 
 class Worker:
@@ -89,7 +106,12 @@ class Worker:
         self._resources = resources
         self._local_index = local_index
         self._local_workers = local_workers
+        self._gpus: tuple[int, ...] = tuple(range(resources.gpus))
+        """Positions of this worker's devices in the lists of the node's."""
+        if not resources.gpus_alone and local_workers > 1:
+            self._gpus = divide(self._gpus, local_workers, local_index)
         self._pool = SlotPool(1, ())
+        self._books: dict[int, BookOpened] = {}
         self._renderers: list[Renderer] = []
         self._failed_folders_left: list[int] = []
         self._cancelled: dict[AttemptKey, bool] = {}
@@ -98,6 +120,7 @@ class Worker:
         self._relieved: set[int] = set()
         """Slot processes that were asked to give back what waits there."""
         self._relief_at: float | None = None
+        self._seats = FunctionSeats()
         self._leaving = False
 
     def serve(self) -> None:
@@ -108,6 +131,8 @@ class Worker:
                 self._wait_for_dismissal()
                 return
             self._end.watch(self._launcher.fileno())
+            self._end.watch(self._seats.fileno())
+            self._end.allocate_parts_with(SharedBlock)
             self._serve()
         except Exception as error:  # tell the master before leaving: it prints, with rank and host
             text = str(error) if isinstance(error, KeystoneError) else traceback.format_exc()
@@ -115,6 +140,7 @@ class Worker:
             self._end.send(WorkerFailed(text))
             self._wait_for_dismissal()
         finally:
+            self._seats.close()
             self._end.close()
 
     def _hello(self) -> Hello:
@@ -128,7 +154,10 @@ class Worker:
             local_index=self._local_index,
             local_workers=self._local_workers,
             memory_bytes=resources.memory_bytes,
-            gpus=resources.gpus,
+            gpus=len(self._gpus),
+            slots=resources.slots,
+            thread_slots=resources.thread_slots,
+            alone=resources.alone,
             pid=os.getpid(),
             source=resources.source,
             error=self._trouble,
@@ -138,7 +167,12 @@ class Worker:
         while not self._leaving:
             outgoing: list[FromWorker] = []
             for message in self._end.receive(self._sleep_s()):
-                outgoing += self._on_message(message)
+                match message:
+                    case Delivered(message=content, parts=parts):
+                        outgoing += self._on_message(content, parts)
+                    case content:
+                        outgoing += self._on_message(content, ())
+            self._tell(self._seats.poll())
             outgoing += self._on_slots()
             self._dispatch(outgoing)
             for reply in outgoing:
@@ -154,6 +188,10 @@ class Worker:
                 if isinstance(message, Dismissal):
                     return
 
+    def _tell(self, outgoing: list[Outgoing]) -> None:
+        for message, parts in outgoing:
+            self._end.send(message, parts)
+
     def _sleep_s(self) -> float:
         if self._relief_at is None:
             return PATIENCE_S
@@ -161,8 +199,10 @@ class Worker:
 
     # --- from the master -----------------------------------------------------
 
-    def _on_message(self, message: ToWorker) -> list[FromWorker]:
+    def _on_message(self, message: ToWorker, parts: Sequence[Any]) -> list[FromWorker]:
         match message:
+            case CallsGiven(seat=seat, calls=calls):
+                self._seats.give(seat, calls, parts)
             case Assign(orders=orders):
                 self._pool.backlog.extend(orders)
             case Recall(attempts=attempts):
@@ -171,6 +211,19 @@ class Worker:
                 return self._cancel(AttemptKey(index, attempt), interrupted)
             case Welcome():
                 self._begin(message)
+            case FunctionDefined(function=function, data=data):
+                self._seats.define(function, data, parts)
+            case CallsRecalled(seat=seat):
+                self._tell(self._seats.recall(seat))
+            case SeatClosing(seat=seat):
+                self._seats.close_seat(seat)
+            case BookOpened(book=book):
+                sweep_earlier_epochs(message.run_id, message.epoch)
+                self._books[book] = message
+            case RecipesAdded(book=book, recipes=recipes):
+                self._add_recipes(self._books[book], recipes)
+            case BookClosed(book=book):
+                del self._books[book]
             case Farewell() | Dismissal():
                 self._leaving = True
             case other:
@@ -180,7 +233,7 @@ class Worker:
     def _begin(self, welcome: Welcome) -> None:
         # What an earlier start of this run left on the node must not go on beside the new one.
         sweep_earlier_epochs(welcome.run_id, welcome.epoch)
-        self._pool = SlotPool(welcome.slots, welcome.cpus)
+        self._pool = SlotPool(welcome.slots, welcome.cpus, self._gpus)
         self._launcher.configure(
             recipes=welcome.recipes,
             run_id=welcome.run_id,
@@ -199,6 +252,25 @@ class Worker:
             for recipe in welcome.recipes
         ]
         self._failed_folders_left = [recipe.keep_failed for recipe in welcome.recipes]
+
+    def _add_recipes(self, book: BookOpened, recipes: list[Recipe]) -> None:
+        """Take in recipes of a results file of the program, behind those known so far."""
+        for recipe in recipes:
+            if recipe.tool == FUNCTION_TOOL:
+                self._pool.staying.add(len(self._renderers))
+            self._renderers.append(
+                Renderer(
+                    recipe,
+                    output_path=book.output_path,
+                    scratch_dir=local_scratch_path(),
+                    run_id=book.run_id,
+                    epoch=book.epoch,
+                )
+            )
+            self._failed_folders_left.append(recipe.keep_failed)
+        self._launcher.add_recipes(
+            recipes, run_id=book.run_id, epoch=book.epoch, output_path=book.output_path
+        )
 
     def _recall(self, attempts: list[AttemptKey]) -> list[FromWorker]:
         wanted = {AttemptKey(*key) for key in attempts}
@@ -231,6 +303,8 @@ class Worker:
             match event:
                 case launcher_client.AttemptFinished(slot=slot, report=report):
                     key = AttemptKey(report.index, report.attempt)
+                    # What its process still answered comes before the news of its end.
+                    self._tell(self._seats.ended(report.index))
                     order = self._pool.finish(slot, key, report.duration_s)
                     self._cancelled.pop(key, None)
                     self._recalled_by_master.discard(key)
@@ -298,13 +372,21 @@ class Worker:
         launch = self._renderers[order.recipe].render(
             order.params,
             RenderContext(
-                index=order.index,
+                index=int(order.task_id) if order.task_id.isdigit() else order.index,
                 attempt=order.attempt,
                 task_id=order.task_id,
                 seed=order.seed,
                 cores=order.cores,
             ),
         )
+        if order.recipe in self._pool.staying:
+            launch = self._seats.open(order.index, launch)
+        if placement.gpus:
+            devices = {
+                name: ",".join(listed[position] for position in placement.gpus)
+                for name, listed in self._resources.gpu_lists
+            }
+            launch = msgspec.structs.replace(launch, env={**devices, **launch.env})
         return SlotOrder(
             index=order.index,
             attempt=order.attempt,

@@ -89,7 +89,15 @@ class Workforce:
     def _share(self, worker: int) -> Welcome:
         facts = self._facts[worker]
         cpus: Sequence[int] = facts.threads if self._smt else facts.cpus
-        if self._slots_per_node is None:
+        figure = facts.thread_slots if self._smt else facts.slots
+        if self._slots_per_node is None and facts.alone:
+            mine = tuple(cpus)
+            slots = max(1, len(mine))
+        elif self._slots_per_node is None and figure and figure != len(cpus):
+            # Slurm says how many, and nothing says which: the kernel spreads them.
+            mine = ()
+            slots = max(1, len(divide(range(figure), facts.local_workers, facts.local_index)))
+        elif self._slots_per_node is None:
             mine = divide(cpus, facts.local_workers, facts.local_index)
             slots = max(1, len(mine))
         else:
@@ -116,6 +124,10 @@ class Workforce:
         """Return a worker's share of its node's memory."""
         facts = self._facts[worker]
         return facts.memory_bytes // max(1, facts.local_workers)
+
+    def slots_of(self, worker: int) -> int:
+        """Return a worker's slots, 0 when it does not work."""
+        return self._slots.get(worker, 0)
 
     def name(self, worker: int) -> str:
         """Name a worker for people."""

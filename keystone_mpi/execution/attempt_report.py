@@ -68,12 +68,10 @@ class Reporter:
 
     Parameters
     ----------
-    output_path : str
-        Absolute path of the HDF5 file.
     scratch_path : str
         Where solvers write their KEYSTONE_RESULT.
     shard : ShardWriter
-        For what is too large for a report.
+        For what is too large for a report; of the results file that the first attempt is for.
     stdout, stderr : OutputStream
         The slot's captured output.
     run : SolverRun
@@ -82,16 +80,15 @@ class Reporter:
 
     def __init__(
         self,
-        output_path: str,
         scratch_path: str,
         shard: ShardWriter,
         stdout: OutputStream,
         stderr: OutputStream,
         run: SolverRun,
     ) -> None:
-        self._output_path = output_path
         self._scratch = scratch_path
-        self._shard = shard
+        self.shard = shard
+        """Of the results file that the present attempt is for."""
         self._stdout = stdout
         self._stderr = stderr
         self._run = run
@@ -275,7 +272,7 @@ class Reporter:
                 room -= size_bytes
                 continue
             try:
-                large[name] = self._shard.append((array.data,), array.dtype, array.shape)
+                large[name] = self.shard.append((array.data,), array.dtype, array.shape)
             except OSError as problem:
                 trouble = f"result {name!r} could not be written to the shard: {problem.strerror}"
         if total > _BIG_RESIDENT_BYTES:
@@ -303,7 +300,7 @@ class Reporter:
                 if data is not None:
                     inline[name] = data
                 else:
-                    large[name] = self._shard.append(output.chunks(), "bytes")
+                    large[name] = self.shard.append(output.chunks(), "bytes")
         except OSError as problem:
             return f"its output could not be kept: {problem.strerror}"
         finally:
@@ -317,7 +314,7 @@ class Reporter:
             kept = settle(
                 order,
                 plan.recipe,
-                self._output_path,
+                self.shard.output_path,
                 succeeded=outcome is Outcome.SUCCESS,
                 discard=outcome is Outcome.INTERRUPTED,
             )

@@ -45,6 +45,7 @@ from keystone_mpi.execution.slot_messages import (
     FromLauncher,
     FromSlot,
     LauncherTrouble,
+    MoreRecipes,
     RecallOrders,
     SlotEnded,
     SlotOrder,
@@ -55,6 +56,7 @@ from keystone_mpi.execution.slot_messages import (
     StopSlot,
     ToSlot,
 )
+from keystone_mpi.execution.slot_state import SlotState
 from keystone_mpi.tools.recipe import Recipe
 
 __all__ = [
@@ -77,43 +79,18 @@ _RESTARTS_WINDOW_S = 10.0
 _RESTARTS_LIMIT = 10
 
 
-class _Slot:
-    """One slot as the rank sees it; `generation` names its present slot process."""
-
-    __slots__ = ("channel", "ended", "generation", "never_sent", "orders", "stopped", "trouble")
-
-    def __init__(self, channel: FrameChannel, generation: int) -> None:
-        self.channel = channel
-        self.generation = generation
-        self.orders: dict[tuple[int, int], SlotOrder] = {}
-        """Submitted and not yet come back, oldest first."""
-        self.never_sent: set[tuple[int, int]] = set()
-        """Those among them that came when the slot process was known to be dead."""
-        self.stopped = False
-        """It said goodbye."""
-        self.ended: SlotEnded | None = None
-        self.trouble = ""
-
-
 class LauncherClient:
-    """Starts and speaks to this rank's launcher.
-
-    Examples
-    --------
-    >>> client = LauncherClient()                                   # doctest: +SKIP
-    >>> client.start()                      # before MPI_Init       # doctest: +SKIP
-    >>> client.configure(recipes=recipes, run_id=run_id, epoch=1,
-    ...                  worker=3, output_path=path)                # doctest: +SKIP
-    >>> client.submit(0, [SlotOrder(0, 1, launch)])                 # doctest: +SKIP
-    >>> events = client.read_events(timeout_s=1.0)                  # doctest: +SKIP
-    """
+    """Starts and speaks to this rank's launcher; the order of calls is in the module's docstring."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._epoll = select.epoll()
         self._setup: SlotSetup | None = None
-        self._slots: dict[int, _Slot] = {}
+        self._more: list[MoreRecipes] = []
+        self._tags: set[str] = set()
+        """Run ids that this worker's solvers carry."""
+        self._slots: dict[int, SlotState] = {}
         self._slot_of_fd: dict[int, int] = {}
         self._generation = 0
         self._events: list[SlotEvent] = []
@@ -206,6 +183,16 @@ class LauncherClient:
             recipes=list(recipes),
             cpus=tuple(cpus),
         )
+        self._tags.add(run_id)
+
+    def add_recipes(self, recipes: Sequence[Recipe], *, run_id: str, epoch: int, output_path: str) -> None:
+        """Say what further orders have in common, whose results are for another file."""
+        more = MoreRecipes(list(recipes), output_path, epoch)
+        self._more.append(more)
+        self._tags.add(run_id)
+        for state in self._slots.values():
+            if not state.channel.closed:
+                self._send(state, [more])
 
     def close(self, grace_s: float = 0.0) -> int:
         """Kill what runs, end slot processes and launcher.
@@ -231,11 +218,14 @@ class LauncherClient:
         for number in list(self._slots):
             self._lose(number, "it did not stop")
         self._end_launcher()
-        left = self.left_behind
-        if self._setup is not None:
-            left = sweep_by_tag(self._setup.run_id, self._setup.worker)
+        left = self._sweep() if self._setup is not None else self.left_behind
         self._epoll.close()
         return left
+
+    def _sweep(self) -> int:
+        """Kill what carries this worker's tags; return how many processes are still there."""
+        assert self._setup is not None or not self._tags
+        return sum(sweep_by_tag(tag, self._setup.worker) for tag in self._tags if self._setup is not None)
 
     def _end_launcher(self) -> None:
         if self._control is not None:
@@ -318,7 +308,7 @@ class LauncherClient:
 
     # -- inside
 
-    def _open_slot(self, number: int) -> _Slot:
+    def _open_slot(self, number: int) -> SlotState:
         if self._setup is None:
             raise InternalError("LauncherClient.submit was called before configure")
         ours, theirs = socket.socketpair()
@@ -326,7 +316,7 @@ class LauncherClient:
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER_BYTES)
         self._generation += 1
         wanted = SlotWanted(number, self._generation, os.path.join(self._scratch_root, str(self._generation)))
-        state = _Slot(FrameChannel(ours), self._generation)
+        state = SlotState(FrameChannel(ours), self._generation)
         self._slots[number] = state
         self._slot_of_fd[ours.fileno()] = number
         self._epoll.register(ours.fileno(), select.EPOLLIN)
@@ -338,10 +328,10 @@ class LauncherClient:
             pass
         finally:
             theirs.close()
-        self._send(state, [msgspec.structs.replace(self._setup, slot=number)])
+        self._send(state, [msgspec.structs.replace(self._setup, slot=number), *self._more])
         return state
 
-    def _send(self, slot: _Slot, messages: Sequence[ToSlot]) -> None:
+    def _send(self, slot: SlotState, messages: Sequence[ToSlot]) -> None:
         channel = slot.channel
         channel.send(_encode(messages))
         if channel.unsent_bytes and not channel.closed:
@@ -364,7 +354,7 @@ class LauncherClient:
         if launcher_spoke:
             self._hear_launcher()
 
-    def _hear_slot(self, number: int, state: _Slot) -> None:
+    def _hear_slot(self, number: int, state: SlotState) -> None:
         events = self._events
         for frame in state.channel.receive():
             for message in _decode_slot(frame):
@@ -423,14 +413,14 @@ class LauncherClient:
                 case _:
                     raise InternalError(f"unknown message {message!r} from the launcher")
 
-    def _drop_channel(self, state: _Slot) -> None:
+    def _drop_channel(self, state: SlotState) -> None:
         fd = state.channel.fileno()
         if fd >= 0:
             self._epoll.unregister(fd)
             del self._slot_of_fd[fd]
             state.channel.close()
 
-    def _bury(self, number: int, state: _Slot) -> None:
+    def _bury(self, number: int, state: SlotState) -> None:
         ended = state.ended
         if ended is not None and ended.error:
             reason = ended.error
@@ -490,8 +480,7 @@ class LauncherClient:
                 self._hear_slot(number, state)
         for number in list(self._slots):
             self._lose(number, reason)
-        if self._setup is not None:
-            sweep_by_tag(self._setup.run_id, self._setup.worker)
+        self._sweep()
         if self._closing:
             return
         now = time.monotonic()

@@ -30,6 +30,7 @@ class ShardWriter:
     """
 
     def __init__(self, output_path: str, name: str) -> None:
+        self.output_path = output_path
         self._folder = f"{output_path}.shards"
         self._name = name
         self._fd = -1

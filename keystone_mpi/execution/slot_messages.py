@@ -5,7 +5,7 @@ tagged messages; no size limit, no blocking on either side. The first frame a
 slot process gets is its `SlotSetup`; a closed socket means that the other side
 is dead.
 
-    rank: SlotSetup, SlotOrder*, CancelOrder, RecallOrders, StopSlot --> slot process
+    rank: SlotSetup, MoreRecipes*, SlotOrder*, CancelOrder, RecallOrders, StopSlot --> slot process
     rank: <-- AttemptStarted, AttemptFinished, OrdersReturned, SlotStopped, SlotTrouble
     rank: SlotWanted (with one end of a new socket pair) --> launcher
     rank: <-- SlotEnded, LauncherTrouble
@@ -39,6 +39,14 @@ class SlotSetup(msgspec.Struct, frozen=True, tag="setup", array_like=True):
     """Logical cpus for orders that name none; empty: leave the affinity as it is."""
 
 
+class MoreRecipes(msgspec.Struct, frozen=True, tag="recipes", array_like=True):
+    """Recipes that follow those known so far; their tasks' results are for another file."""
+
+    recipes: list[Recipe]
+    output_path: str
+    epoch: int
+
+
 class SlotOrder(msgspec.Struct, frozen=True, tag="run", array_like=True):
     """One attempt of a command. Another kind of order is another tag."""
 
@@ -46,7 +54,7 @@ class SlotOrder(msgspec.Struct, frozen=True, tag="run", array_like=True):
     attempt: int
     launch: Launch
     recipe: int = 0
-    """Position in `SlotSetup.recipes`."""
+    """Position in `SlotSetup.recipes`, or further on in those of `MoreRecipes`."""
     timeout_s: float = 0.0
     memory_bytes: int = 0
     """Limit of the attempt's resident memory; 0: none."""
@@ -107,7 +115,7 @@ class SlotTrouble(msgspec.Struct, frozen=True, tag="trouble", array_like=True):
     traceback: str
 
 
-ToSlot = SlotSetup | SlotOrder | CancelOrder | RecallOrders | StopSlot
+ToSlot = SlotSetup | MoreRecipes | SlotOrder | CancelOrder | RecallOrders | StopSlot
 FromSlot = AttemptStarted | AttemptFinished | OrdersReturned | SlotStopped | SlotTrouble
 
 

@@ -39,6 +39,7 @@ from keystone_mpi.execution.slot_messages import (
     CancelOrder,
     FrameChannel,
     FromSlot,
+    MoreRecipes,
     OrdersReturned,
     RecallOrders,
     SlotOrder,
@@ -116,7 +117,8 @@ class SlotProcess:
         "_run",
         "_scratch",
         "_setup",
-        "_shard",
+        "_shard_of",
+        "_shards",
         "_since_collection",
         "_started_mono",
         "_started_wall",
@@ -140,10 +142,11 @@ class SlotProcess:
         self._stdout = OutputStream(STDOUT_WINDOW_BYTES)
         self._stderr = OutputStream(TAIL_BYTES)
         self._run = SolverRun(self, channel.fileno(), self._stdout, self._stderr)
-        self._shard = ShardWriter(setup.output_path, f"e{setup.epoch}-w{setup.worker}-s{setup.slot}.bin")
-        self._reporter = Reporter(
-            setup.output_path, scratch_path, self._shard, self._stdout, self._stderr, self._run
-        )
+        self._shards = [self._make_shard(setup.output_path, setup.epoch)]
+        """One per results file."""
+        self._shard_of = [0] * len(setup.recipes)
+        """Recipe -> position in `_shards`."""
+        self._reporter = Reporter(scratch_path, self._shards[0], self._stdout, self._stderr, self._run)
         self._programs = Programs(os.defpath.encode())
         self._orders: deque[_Order] = deque()
         self._current: SlotOrder | None = None
@@ -221,6 +224,12 @@ class SlotProcess:
                 self._tell(OrdersReturned([item.order.key for item in back]))
             case StopSlot():
                 self._end(message.grace_s)
+            case MoreRecipes():
+                self._shard_of += [len(self._shards)] * len(message.recipes)
+                self._shards.append(self._make_shard(message.output_path, message.epoch))
+                plans = [CollectPlan(recipe) for recipe in message.recipes]
+                self._plans += plans
+                self._plain_recipes += [_is_plain(plan) for plan in plans]
             case SlotSetup():
                 raise ValueError("a slot process is set up once")
             case _:
@@ -245,7 +254,7 @@ class SlotProcess:
         self._ending = True
         self._orders.clear()
         if self._current is not None:
-            recipe = self._setup.recipes[self._current.recipe]
+            recipe = self._plans[self._current.recipe].recipe
             self._run.stop(Outcome.INTERRUPTED, "the run stopped", min(grace_s, recipe.grace_s))
 
     def finish(self) -> int:
@@ -273,7 +282,8 @@ class SlotProcess:
         self._unsent.clear()
         if quiet:
             messages += map(AttemptFinished, self._reporter.quiet_reports(quiet, self._plans))
-        self._shard.sync()
+        for shard in self._shards:
+            shard.sync()
         channel = self._channel
         channel.send(_encode(messages))
         if channel.unsent_bytes and not self._waits_to_write and not channel.closed:
@@ -290,6 +300,7 @@ class SlotProcess:
         order = item.order
         plan = self._plans[order.recipe]
         self._current = order
+        self._reporter.shard = self._shards[self._shard_of[order.recipe]]
         try:
             collection, packed = self._start(item, plan)
         except (OSError, ValueError) as problem:
@@ -336,6 +347,9 @@ class SlotProcess:
         self._unsent.append(item)
         if self._flush_at == math.inf:
             self._flush_at = time.monotonic() + _BATCH_S
+
+    def _make_shard(self, output_path: str, epoch: int) -> ShardWriter:
+        return ShardWriter(output_path, f"e{epoch}-w{self._setup.worker}-s{self._setup.slot}.bin")
 
     def _environment(self, order: SlotOrder) -> dict[bytes, bytes]:
         env = self._env.copy()

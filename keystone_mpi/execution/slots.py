@@ -3,6 +3,7 @@
 Rule: physical cores (one hardware thread each unless `smt`), never more than
 the affinity and the cgroup allow; `detect` only reads, dividing is pure.
 
+    Slurm's figure for the step, where nothing binds its ranks: that many slots, whatever the machine has
     own affinity + launching daemon's affinity --within cgroup cpuset--> allowed cpus
     --one per core--> ordered by NUMA domain --within cgroup's quota--> NodeResources.cpus
     divide(cpus, workers of the node, k) --> the k-th worker's share
@@ -17,6 +18,8 @@ from pathlib import Path
 
 from keystone_mpi.execution.environment import launcher_environment
 
+GPU_VARIABLES = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeResources:
@@ -30,6 +33,16 @@ class NodeResources:
     """All logical cpus that may be used, hardware threads included."""
     source: str
     """Where the cores come from, for people."""
+    slots: int = 0
+    """Cores of the node by the batch system's figure, where that and not `cpus` decides; 0: `cpus` does."""
+    thread_slots: int = 0
+    """The same with hardware threads."""
+    alone: bool = False
+    """`cpus` are this rank's own: its neighbours on the node have others."""
+    gpu_lists: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """Variable -> the devices it lists, `gpus` of them; the same position is the same device in each."""
+    gpus_alone: bool = False
+    """The devices are this rank's own."""
 
 
 def parse_cpu_list(text: str) -> set[int]:
@@ -94,6 +107,20 @@ def detect(
             source = "affinity of the launching daemon"
     groups = _cgroups(root)
     cpuset = _cpuset(groups)
+    step = _step_cpus(env)
+    alone = False
+    if step is not None:
+        restricted = len(allowed) < len(_online(root) or allowed)
+        if restricted and len(allowed) < step.cpus:
+            if step.tasks > 1:
+                alone = True
+                source = "binding by Slurm"
+            elif cpuset and len(allowed) < len(cpuset) <= step.cpus:
+                # A lone rank that is bound to one core of the step: its tasks may use all of them.
+                allowed = set(cpuset)
+                source = "cgroup of the Slurm step"
+        elif restricted:
+            step = None  # bound or confined to what the step has: the mask is more exact than a figure
     if cpuset and not allowed <= cpuset:
         allowed = (allowed & cpuset) or own
         source += " within the cgroup"
@@ -102,13 +129,69 @@ def detect(
     if quota is not None and quota < len(cpus):
         cpus = cpus[: max(1, int(quota))]
         source += f", cgroup quota of {quota:g} cores"
+    slots = thread_slots = 0
+    if step is not None and not alone and source != "cgroup of the Slurm step":
+        per_core = max(1, round(len(allowed) / max(1, len(_one_per_core(allowed, root)))))
+        slots, thread_slots = max(1, step.cpus // per_core), step.cpus
+        source = step.source
+        if quota is not None:
+            slots, thread_slots = max(1, min(slots, int(quota))), max(1, min(thread_slots, int(quota)))
+    gpu_lists = _gpu_lists(env, root)
     return NodeResources(
         cpus=tuple(cpus),
         memory_bytes=_memory(groups, env, root),
-        gpus=_gpus(env, root),
+        gpus=len(gpu_lists[0][1]) if gpu_lists else 0,
         allowed_cpus=tuple(sorted(allowed)),
         source=source,
+        slots=slots,
+        thread_slots=thread_slots,
+        alone=alone,
+        gpu_lists=gpu_lists,
+        gpus_alone="SLURM_GPUS_PER_TASK" in env or "gpu" in env.get("SLURM_TRES_PER_TASK", ""),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """What Slurm says of this node's part of the step, or of the job under an mpiexec."""
+
+    cpus: int
+    """As Slurm counts them: hardware threads where it knows of those."""
+    tasks: int
+    source: str
+
+
+def _step_cpus(env: Mapping[str, str]) -> _Step | None:
+    promised = launcher_environment(env)
+    if promised.launcher == "slurm":
+        text = env.get("SLURM_CPUS_ON_NODE", "")
+        if text.isdigit() and int(text):
+            return _Step(int(text), promised.local_size or 1, "Slurm step")
+    elif promised.launcher is not None and env.get("SLURM_JOB_ID"):
+        # Under an mpiexec the step is the launcher's own, often of one CPU: the job's figure counts.
+        counts = run_lengths(env.get("SLURM_JOB_CPUS_PER_NODE", ""))
+        node = env.get("SLURM_NODEID", "")
+        if counts and len(set(counts)) == 1:
+            return _Step(counts[0], 1, "Slurm job")
+        if counts and node.isdigit() and int(node) < len(counts):
+            return _Step(counts[int(node)], 1, "Slurm job")
+    return None
+
+
+def run_lengths(text: str) -> list[int]:
+    """Read Slurm's ``4(x2),8``: one number per node; empty when it is none."""
+    counts: list[int] = []
+    for part in text.split(","):
+        count, _, times = part.partition("(x")
+        times = times.rstrip(")") or "1"
+        if not (count.isdigit() and times.isdigit()):
+            return []
+        counts.extend([int(count)] * int(times))
+    return counts
+
+
+def _online(root: Path) -> set[int]:
+    return parse_cpu_list(_read(root / "sys/devices/system/cpu/online"))
 
 
 def _affinity_of_parent() -> set[int]:
@@ -202,16 +285,22 @@ def _memory(groups: dict[str, list[Path]], env: Mapping[str, str], root: Path) -
     slurm = env.get("SLURM_MEM_PER_NODE", "")
     if slurm.isdigit() and int(slurm):
         limits.append(int(slurm) << 20)
+    per_cpu, cpus = env.get("SLURM_MEM_PER_CPU", ""), env.get("SLURM_CPUS_ON_NODE", "")
+    if per_cpu.isdigit() and int(per_cpu) and cpus.isdigit():
+        limits.append((int(per_cpu) << 20) * int(cpus))
     return min(limits, default=0)
 
 
-def _gpus(env: Mapping[str, str], root: Path) -> int:
-    for name in ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"):
+def _gpu_lists(env: Mapping[str, str], root: Path) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Devices that this process may use, under each variable that lists them."""
+    lists: list[tuple[str, tuple[str, ...]]] = []
+    for name in GPU_VARIABLES:
         if name in env:
-            return len(
-                [part for part in env[name].split(",") if part.strip() not in ("", "-1", "NoDevFiles")]
-            )
+            parts = (part.strip() for part in env[name].split(","))
+            lists.append((name, tuple(part for part in parts if part not in ("", "-1", "NoDevFiles"))))
+    if lists:
+        # Lists of different lengths cannot be of the same devices: the first one counts.
+        return tuple(entry for entry in lists if len(entry[1]) == len(lists[0][1]) and entry[1])
     count = env.get("SLURM_GPUS_ON_NODE", "")
-    if count.isdigit():
-        return int(count)
-    return len(list((root / "dev").glob("nvidia[0-9]*")))
+    number = int(count) if count.isdigit() else len(list((root / "dev").glob("nvidia[0-9]*")))
+    return ((GPU_VARIABLES[0], tuple(map(str, range(number)))),) if number else ()

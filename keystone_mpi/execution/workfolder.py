@@ -19,6 +19,10 @@ from keystone_mpi.execution.slot_messages import SlotOrder
 from keystone_mpi.tools.recipe import Recipe
 
 
+NO_CASE = ("processor[0-9]*", "processors[0-9]*", "postProcessing", "log.*", ".git")
+"""What an earlier run left in a case folder; not copied."""
+
+
 class Kept:
     """What is left of a work folder."""
 
@@ -46,16 +50,21 @@ def prepare(order: SlotOrder, recipe: Recipe) -> None:
             # Left by an attempt of this number that the records have forgotten.
             shutil.rmtree(launch.cwd)
         _make_folder(launch.cwd)
-    for path, text in launch.writes:
-        _make_folder(os.path.dirname(path))
-        with open(path, "w", encoding="utf-8", errors="surrogateescape") as file:
-            file.write(text)
+    if launch.case:
+        shutil.copytree(
+            launch.case, launch.cwd, symlinks=True, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*NO_CASE)
+        )
     for target, source in launch.copies:
         _make_folder(os.path.dirname(target))
         if os.path.isdir(source):
             shutil.copytree(source, target, symlinks=True, dirs_exist_ok=True)
         else:
             shutil.copy2(source, target)
+    # After the copies: a file made from a template takes the place of a copied one.
+    for path, text in launch.writes:
+        _make_folder(os.path.dirname(path))
+        with open(path, "w", encoding="utf-8", errors="surrogateescape") as file:
+            file.write(text)
     for target, source in launch.links:
         _make_folder(os.path.dirname(target))
         os.stat(source)

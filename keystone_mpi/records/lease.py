@@ -21,6 +21,7 @@ import os
 import secrets
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -166,7 +167,13 @@ def read_lease(output_path: Path) -> LeaseInfo | None:
 
 
 def acquire(
-    output_path: Path, *, run_id: str, epoch: int, job_id: str = "", status: dict[str, Any] | None = None
+    output_path: Path,
+    *,
+    run_id: str,
+    epoch: int,
+    job_id: str = "",
+    status: dict[str, Any] | None = None,
+    is_gone: Callable[[str], bool] | None = None,
 ) -> Lease:
     """Become the one master of an output file.
 
@@ -180,6 +187,9 @@ def acquire(
         Job of the batch system, empty when there is none.
     status : dict, optional
         JSON-able facts for readers.
+    is_gone : callable, optional
+        Tells of a holder's `job_id` whether that job has ended: its lease is
+        taken over although its stamp is young.
 
     Raises
     ------
@@ -205,14 +215,14 @@ def acquire(
         status=status or {},
     )
     try:
-        _take(path, info, depth=0)
+        _take(path, info, depth=0, is_gone=is_gone)
     except OSError as error:
         raise ClusterError(f"lease {path} cannot be made: {error.strerror}") from error
     _clean(path)
     return Lease(path, info)
 
 
-def _take(path: Path, info: LeaseInfo, depth: int) -> None:
+def _take(path: Path, info: LeaseInfo, depth: int, is_gone: Callable[[str], bool] | None = None) -> None:
     """Put `info` at `path`, where there is nothing or a dead holder's record."""
     while True:
         temp = _write_temp(path, info)
@@ -225,7 +235,7 @@ def _take(path: Path, info: LeaseInfo, depth: int) -> None:
         found = _read(path)
         if found is None:  # released this moment
             continue
-        if found.is_alive(now):
+        if found.is_alive(now) and not (found.job_id and is_gone is not None and is_gone(found.job_id)):
             raise _held(path, found, now)
         if depth >= _MAX_CLAIMS:
             raise ClusterError(

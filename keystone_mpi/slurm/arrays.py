@@ -58,6 +58,9 @@ class Deal(msgspec.Struct, frozen=True, kw_only=True):
     points: int
     """Points of the sweep at the time."""
     shards: list[Ranges]
+    """Points of each."""
+    rows: list[list[int]] = []
+    """For each shard, the rows of its points in the file of the whole; empty: row k is point k."""
 
 
 def parse_shard(text: str) -> Shard:

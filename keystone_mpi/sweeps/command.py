@@ -1,58 +1,178 @@
-"""Command: what ``[sweep]`` says is run, as argv templates, and whether it can be.
+"""Command: what ``[sweep]`` says is run, by which tool, and under which launcher.
 
-Rule: a program or script that is not there is an error now, not of every task.
-Programs are looked up as they will be when a task runs: on PATH, or from the
-folder where keystone-mpi was started.
+Rule: what is missing (a program, a script, a solver, an allocation) is an error
+now, not of every task. A tool's keys may stand in ``[sweep]`` or, for several
+sweeps alike, in ``[tools.NAME]``; ``[sweep]`` and ``[task]`` win.
 
-    command = [argv]                     tool "command"
-    command = "line", shell = true       tool "command", values are quoted for the shell
-    tool = "python", script = "x.py"     interpreter script --name value for every parameter and derived value
-
-With a folder per task (``workdir`` other than "none") a relative argv[0] and an
-interpreter's script are given as absolute paths; other arguments stay as written.
+    [sweep] tool --(tools.table)--> Tool.prepare --> Prepared --> Recipe
+    [tools.NAME] of another name defines a tool (tools.custom)
+    [task] launcher, ranks, threads --> how its ranks are started
 """
 
 from __future__ import annotations
 
 import os
-import re
-import shlex
 import shutil
-import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import msgspec
+from typing import Any, cast
 
 from keystone_mpi.core.errors import SweepFileError
-from keystone_mpi.sweeps.checking import TemplateChecker, escape_braces
-from keystone_mpi.sweeps.reading import Section
+from keystone_mpi.sweeps.checking import TemplateChecker
+from keystone_mpi.sweeps.outputs import read_collect, read_env
+from keystone_mpi.sweeps.reading import TOOL_COMMON_KEYS, Section
 from keystone_mpi.sweeps.values import REPLICATE, describe, near_match
-from keystone_mpi.tools.templates import Template
+from keystone_mpi.tools.recipe import LauncherKind
+from keystone_mpi.tools.table import TOOLS, tool_named
+from keystone_mpi.tools.tool import Prepared, Tool, ToolRequest
 
-TOOLS = ("command", "python")
-_INTERPRETER = re.compile(r"(python|pypy|bash|sh|dash|zsh|perl|ruby|Rscript|julia|node|octave)[0-9.]*\Z")
+LAUNCHERS = ("none", "mpiexec", "srun")
+
+
+class ToolKeys:
+    """Keys of ``[sweep]`` and, where it has them not, of ``[tools.NAME]``.
+
+    Parameters
+    ----------
+    first, second : Section
+        In this order.
+    """
+
+    def __init__(self, first: Section, second: Section) -> None:
+        self._first = first
+        self._second = second
+
+    def _of(self, name: str) -> Section:
+        return self._second if self._second.has(name) and not self._first.has(name) else self._first
+
+    def has(self, name: str) -> bool:
+        return self._of(name).has(name)
+
+    def key(self, name: str) -> str:
+        return self._of(name).key(name)
+
+    def value(self, name: str) -> Any:
+        return self._of(name).table.get(name)
+
+    def text(self, name: str, default: str = "") -> str:
+        return self._of(name).text(name, default)
+
+    def texts(self, name: str) -> tuple[str, ...]:
+        return self._of(name).texts(name)
+
+    def flag(self, name: str, default: bool = False) -> bool:
+        return self._of(name).flag(name, default)
+
+    def whole(self, name: str, default: int, least: int, most: int) -> int:
+        return self._of(name).whole(name, default, least, most)
+
+    def choice(self, name: str, choices: Sequence[str], default: str) -> str:
+        return self._of(name).choice(name, choices, default)
+
+    def error(self, name: str, problem: str, hint: str = "") -> SweepFileError:
+        return self._of(name).error(name, problem, hint)
+
+    def wrong(self, name: str, allowed: str, hint: str = "") -> SweepFileError:
+        return self._of(name).wrong(name, allowed, hint)
 
 
 @dataclass(frozen=True, slots=True)
-class Command:
-    """The command of a sweep."""
+class ToolChoice:
+    """The tool of a sweep and where its keys are."""
 
-    tool: str
-    argv: tuple[str, ...]
-    shell: bool
-    script: str
-    """Absolute path of the script of a tool; empty for a plain command."""
-    written: str
-    """What the user wrote, in one canonical text; part of the fingerprint."""
-    literals: tuple[str, ...]
-    """Arguments without names, as they are run: where scripts and decks may be named."""
+    tool: Tool
+    section: Section
+    """``[tools.NAME]``, empty when the file has none."""
+    keys: ToolKeys
+
+
+def choose_tool(document: Section, sweep: Section) -> ToolChoice:
+    """Read ``tool`` and check every ``[tools.NAME]``."""
+    tables = document.section("tools")
+    sections: dict[str, Section] = {}
+    for name in tables.items():
+        if name in ("command", "line"):
+            raise tables.error(name, f"the tool {name} is not yours to define", "another name")
+        sections[name] = tables.section(name, (*tool_named(name).keys, *TOOL_COMMON_KEYS))
+    chosen = sweep.text("tool", "command")
+    known = (*TOOLS, *(name for name in sections if name not in TOOLS))
+    if chosen not in known:
+        raise sweep.error(
+            "tool", f"found {describe(chosen)}; the tools are {', '.join(known)}", near_match(chosen, known)
+        )
+    section = sections.get(chosen) or Section(f"tools.{chosen}", {})
+    tool = tool_named(chosen)
+    if chosen not in TOOLS and sweep.has("command"):
+        raise sweep.error("command", f"the tool {chosen} has its own", f"leave it out, or tool = {chosen!r}")
+    return ToolChoice(tool, section, ToolKeys(sweep, section))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launching:
+    """How the ranks of a task are started."""
+
+    launcher: LauncherKind = ""
+    path: str = ""
+    flags: tuple[str, ...] = ()
+    threads: int = 1
+
+
+def read_launching(task: Section, choice: ToolChoice, *, check_programs: bool) -> Launching:
+    """Read ``launcher`` and what belongs to it.
+
+    Parameters
+    ----------
+    task : Section
+        ``[task]``.
+    choice : ToolChoice
+        ``[tools.NAME]`` may hold the same keys.
+    check_programs : bool
+        Refuse a launcher that is not here.
+    """
+    keys = ToolKeys(task, choice.section)
+    launcher = keys.choice("launcher", LAUNCHERS, "none")
+    if launcher == "none":
+        for name in ("ranks", "threads", "launcher_flags", "launcher_path"):
+            if keys.has(name):
+                raise keys.error(name, "only used with a launcher", 'launcher = "mpiexec" or "srun"')
+        return Launching()
+    if not keys.has("ranks"):
+        raise keys.error("ranks", f'missing; launcher = "{launcher}" starts how many', "ranks = 4")
+    if task.has("cores"):
+        raise task.error(
+            "cores", "with a launcher a task takes ranks x threads cores", "threads = N for cores per rank"
+        )
+    path = keys.text("launcher_path")
+    if check_programs:
+        _refuse_missing_launcher(keys, launcher, path)
+    return Launching(
+        launcher=cast("LauncherKind", launcher),
+        path=path,
+        flags=keys.texts("launcher_flags"),
+        threads=keys.whole("threads", 1, 1, 10**6),
+    )
+
+
+def _refuse_missing_launcher(keys: ToolKeys, launcher: str, path: str) -> None:
+    if launcher == "srun" and "SLURM_JOB_ID" not in os.environ:
+        raise keys.error(
+            "launcher",
+            '"srun" starts steps of a Slurm allocation, and this is none (SLURM_JOB_ID is not set)',
+            'keystone-mpi submit, sbatch or salloc; or launcher = "mpiexec"',
+        )
+    if path and shutil.which(path) is None:
+        raise keys.error("launcher_path", f"{path} is no program")
+    if not path and all(shutil.which(name) is None for name in (launcher, "mpirun")):
+        raise keys.error("launcher", f"{launcher} is not on PATH", f'launcher_path = "/path/to/{launcher}"')
 
 
 def read_command(
     sweep: Section,
+    choice: ToolChoice,
     checker: TemplateChecker,
     names: tuple[str, ...],
+    launching: Launching,
     *,
     start_dir: Path,
     sweep_dir: Path,
@@ -60,17 +180,21 @@ def read_command(
     made_files: frozenset[str],
     path_is_set: bool,
     check_programs: bool,
-) -> Command:
-    """Read the command of ``[sweep]``.
+) -> Prepared:
+    """Let the tool say how the tasks are run.
 
     Parameters
     ----------
     sweep : Section
         The table.
+    choice : ToolChoice
+        The tool.
     checker : TemplateChecker
         Knows the names.
     names : tuple of str
         Every parameter, for tools that pass them all.
+    launching : Launching
+        Whether ranks are started.
     start_dir, sweep_dir : Path
         Where keystone-mpi was started, and where the sweep file lies.
     own_folder : bool
@@ -82,206 +206,42 @@ def read_command(
     check_programs : bool
         Look programs and scripts up.
     """
-    tool = sweep.text("tool", "command")
-    if tool not in TOOLS:
-        raise sweep.error(
-            "tool", f"found {describe(tool)}; the tools are {', '.join(TOOLS)}", near_match(tool, TOOLS)
+    keys = choice.keys
+    own = {"command", *choice.tool.keys}
+    for name in sweep.items():
+        others = [tool.name for tool in TOOLS.values() if name in tool.keys]
+        if choice.tool.name != "command" and name not in own and others and name not in _HANDLED_BY_TOOLS:
+            raise sweep.error(name, f'not used with tool = "{choice.tool.name}"')
+    # With `setup` the solver is where that puts it, with a prefix it is inside the container.
+    elsewhere = bool(keys.texts("setup") or keys.texts("prefix"))
+    prepared = choice.tool.prepare(
+        ToolRequest(
+            keys=keys,
+            checker=checker,
+            read_collect=lambda name: read_collect(choice.section.section(name), checker, own_folder),
+            names=tuple(name for name in names if name != REPLICATE),
+            start_dir=start_dir,
+            sweep_dir=sweep_dir,
+            own_folder=own_folder,
+            made_files=made_files,
+            check_files=check_programs,
+            check_programs=check_programs and not elsewhere,
+            path_is_set=path_is_set,
+            launcher=launching.launcher,
         )
-    if tool == "python":
-        return _python(sweep, checker, names, start_dir, sweep_dir, check_programs)
-    for key in ("script", "python"):
-        if sweep.has(key):
-            raise sweep.error(key, 'only used with tool = "python"', f'tool = "python" and {key}, or command')
-    if not sweep.has("command"):
-        raise sweep.error(
-            "command", "missing; what is to be run", 'command = ["./solver", "--size", "{size}"]'
-        )
-    if sweep.flag("shell"):
-        return _shell(sweep, checker)
-    given = sweep.table["command"]
-    if isinstance(given, str):
-        raise _text_without_shell(sweep, given)
-    if not isinstance(given, list):
-        raise sweep.wrong("command", "a list of texts: program, argument, ...")
-    if not given:
-        raise sweep.error("command", "the list is empty; it needs a program")
-    templates: list[Template] = []
-    for position, item in enumerate(given):
-        key = f"sweep.command[{position}]"
-        if not isinstance(item, str):
-            shown = ("true" if item else "false") if isinstance(item, bool) else item
-            raise SweepFileError(None, key, f"found {describe(item)}; every argument is a text", f'"{shown}"')
-        if "\0" in item:
-            raise SweepFileError(None, key, "an argument holds a NUL byte")
-        templates.append(checker.check(item, key))
-    if not given[0]:
-        raise SweepFileError(None, "sweep.command[0]", "the program's name is empty")
-    argv = [template.text for template in templates]
-    literal = [template.render({}) if template.literal else None for template in templates]
-    lookup = _Lookup(start_dir, sweep_dir, made_files)
-    if check_programs and literal[0] is not None and not path_is_set:
-        lookup.program(literal[0], "sweep.command[0]")
-    program = literal[0]
-    if own_folder and program is not None and _is_relative_path(program) and program not in made_files:
-        argv[0] = escape_braces(str(start_dir / program))
-    script = _script_position(literal)
-    if script is not None:
-        name = literal[script]
-        assert name is not None
-        if check_programs:
-            lookup.script(name, f"sweep.command[{script}]")
-        if own_folder and not os.path.isabs(name) and name not in made_files and (start_dir / name).is_file():
-            argv[script] = escape_braces(str(start_dir / name))
-    written = msgspec.json.encode(given).decode()
-    return Command("command", tuple(argv), False, "", written, tuple(x for x in literal if x is not None))
-
-
-def _shell(sweep: Section, checker: TemplateChecker) -> Command:
-    given = sweep.table["command"]
-    if not isinstance(given, str):
-        raise sweep.wrong(
-            "command", "with shell = true one text, the shell line", "or leave shell = true out"
-        )
-    if not given.strip():
-        raise sweep.error("command", "the shell line is empty")
-    if "\0" in given:
-        raise sweep.error("command", "the shell line holds a NUL byte")
-    checker.check(
-        given, "sweep.command", hint="in a shell line too: write {{ and }} for braces that are text"
     )
-    return Command("command", (given,), True, "", "shell: " + given, ())
+    prefix = keys.texts("prefix")
+    for position, text in enumerate(prefix):
+        checker.check(text, f"{keys.key('prefix')}[{position}]")
+    if prefix and check_programs and not keys.texts("setup") and shutil.which(prefix[0]) is None:
+        raise keys.error("prefix", f"the program {describe(prefix[0])} is not on PATH")
+    return prepared
 
 
-def _text_without_shell(sweep: Section, text: str) -> SweepFileError:
-    try:
-        words = shlex.split(text)
-    except ValueError:
-        words = text.split()
-    shown = "[" + ", ".join(msgspec.json.encode(word).decode() for word in words) + "]"
-    return sweep.error(
-        "command",
-        f"found the text {describe(text)}; allowed is a list, or a text with shell = true",
-        f"command = {shown}",
-    )
+_HANDLED_BY_TOOLS = frozenset({"command", "shell", "python"})
+"""Keys whose misuse the tools explain themselves."""
 
 
-def _python(
-    sweep: Section,
-    checker: TemplateChecker,
-    names: tuple[str, ...],
-    start_dir: Path,
-    sweep_dir: Path,
-    check_programs: bool,
-) -> Command:
-    for key in ("command", "shell"):
-        if sweep.has(key):
-            raise sweep.error(key, 'not used with tool = "python"', "give command, or tool and script")
-    script = sweep.text("script")
-    if not script:
-        raise sweep.error("script", 'missing; tool = "python" runs a script', 'script = "solve.py"')
-    interpreter = sweep.text("python", sys.executable) or sys.executable
-    lookup = _Lookup(start_dir, sweep_dir, frozenset())
-    if check_programs:
-        lookup.program(interpreter, "sweep.python")
-        lookup.script(script, "sweep.script")
-    if _is_relative_path(interpreter):
-        interpreter = str(start_dir / interpreter)
-    path = str(start_dir / script)
-    argv = [escape_braces(interpreter), escape_braces(path)]
-    for name in names:
-        if name != REPLICATE:
-            argv += [f"--{name}", f"{{{name}}}"]
-            checker.used.add(name)
-    # The interpreter's own path differs between machines and is not what the user wrote.
-    written = f"python {sweep.text('python')} {script}".replace("  ", " ")
-    return Command("python", tuple(argv), False, path, written, (script,))
-
-
-def _is_relative_path(program: str) -> bool:
-    return "/" in program and not os.path.isabs(program)
-
-
-def _script_position(literal: list[str | None]) -> int | None:
-    """Return where an interpreter's script stands; None without an interpreter or a plain script name."""
-    program = literal[0]
-    if program is None or not _INTERPRETER.match(os.path.basename(program)):
-        return None
-    skip = False
-    for position, word in enumerate(literal[1:], 1):
-        if skip:
-            skip = False
-        elif word is None:
-            return None
-        elif word in ("-W", "-X", "--check-hash-based-pycs"):
-            skip = True
-        elif word in ("-m", "-c", "-e", "-"):
-            return None
-        elif not word.startswith("-"):
-            return position
-    return None
-
-
-@dataclass(frozen=True, slots=True)
-class _Lookup:
-    """Finds programs and scripts as a task will."""
-
-    start_dir: Path
-    sweep_dir: Path
-    made_files: frozenset[str]
-
-    def program(self, name: str, key: str) -> None:
-        if name in self.made_files or os.path.normpath(name) in self.made_files:
-            return
-        if "/" not in name:
-            if shutil.which(name) is not None:
-                return
-            hint = ""
-            if (self.start_dir / name).is_file():
-                hint = f'to run the one in {self.start_dir} write "./{name}"'
-            raise SweepFileError(
-                None,
-                key,
-                f'the program "{name}" is not on PATH',
-                hint or near_match(name, _programs_on_path()),
-            )
-        path = self.start_dir / name
-        if not path.exists():
-            raise SweepFileError(None, key, f'the program "{name}" does not exist: {path}', self._near(path))
-        if path.is_dir():
-            raise SweepFileError(None, key, f'the program "{name}" is a folder: {path}')
-        if not os.access(path, os.X_OK):
-            raise SweepFileError(
-                None, key, f'the program "{name}" is not executable: {path}', f"chmod +x {path}"
-            )
-
-    def script(self, name: str, key: str) -> None:
-        if name in self.made_files or os.path.normpath(name) in self.made_files:
-            return
-        path = self.start_dir / name
-        if path.is_dir() and (path / "__main__.py").is_file():
-            return
-        if not path.is_file():
-            raise SweepFileError(None, key, f'the script "{name}" does not exist: {path}', self._near(path))
-
-    def _near(self, path: Path) -> str:
-        beside = self.sweep_dir / path.name
-        if beside.is_file() and beside.resolve() != path.resolve():
-            return f"it lies beside the sweep file; start keystone-mpi in {self.sweep_dir}, or write {beside}"
-        try:
-            names = [entry.name for entry in path.parent.iterdir()]
-        except OSError:
-            return "its folder does not exist"
-        return (
-            near_match(path.name, names)
-            or f"looked up from the folder where keystone-mpi was started: {self.start_dir}"
-        )
-
-
-def _programs_on_path() -> list[str]:
-    names: list[str] = []
-    for folder in os.environ.get("PATH", "").split(os.pathsep):
-        try:
-            names += [entry.name for entry in os.scandir(folder or ".")]
-        except OSError:
-            continue
-    return names
+def tool_environment(choice: ToolChoice, prepared: Prepared, checker: TemplateChecker) -> dict[str, str]:
+    """Return the variables that the tool sets, unless ``[task] env`` does."""
+    return {**prepared.env, **read_env(choice.section.section("env"), checker)}

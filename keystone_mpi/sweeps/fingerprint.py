@@ -5,7 +5,7 @@ collected, limits and retries are no part of it.  Short parts are kept as they
 were written, long ones and files as a digest, so a difference can be told in
 words.
 
-    command | env | stdin | derived:<name> | file:<target> | script:<name> | setup
+    command | env | stdin | derived:<name> | file:<target> | script:<name> | setup | prefix | launcher | case:<name>
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from pathlib import Path
 
 import msgspec
 
-from keystone_mpi.sweeps.command import Command
 from keystone_mpi.tools.recipe import FileRule, Recipe
+from keystone_mpi.tools.tool import Prepared
 
 LARGEST_SCRIPT_BYTES = 16 * 2**20
 LONGEST_TEXT = 2000
@@ -63,7 +63,7 @@ def _scripts(literals: Iterable[str], start_dir: Path, made: frozenset[str]) -> 
 
 
 def make_fingerprint(
-    command: Command, recipe: Recipe, derived: Mapping[str, str], start_dir: Path
+    command: Prepared, recipe: Recipe, derived: Mapping[str, str], start_dir: Path
 ) -> dict[str, str]:
     """Return part -> text or digest of what runs the tasks."""
     parts = {
@@ -72,6 +72,11 @@ def make_fingerprint(
         "stdin": _part(recipe.stdin),
         "setup": _part(msgspec.json.encode(recipe.setup).decode()),
     }
+    if recipe.prefix:
+        parts["prefix"] = _part(msgspec.json.encode(recipe.prefix).decode())
+    if recipe.launcher:
+        parts["launcher"] = recipe.launcher
+    parts.update(command.fingerprint)
     for name, text in derived.items():
         parts[f"derived:{name}"] = _part(" ".join(text.split()))
     for target, rule in recipe.files.items():

@@ -18,7 +18,13 @@ import numpy as np
 from keystone_mpi.core.errors import SweepFileError
 from keystone_mpi.sweeps.blocks import Block
 from keystone_mpi.sweeps.checking import TemplateChecker
-from keystone_mpi.sweeps.command import Command, read_command
+from keystone_mpi.sweeps.command import (
+    ToolChoice,
+    choose_tool,
+    read_command,
+    read_launching,
+    tool_environment,
+)
 from keystone_mpi.sweeps.fingerprint import make_fingerprint
 from keystone_mpi.sweeps.options import PARSERS, check_column, check_values, parse_duration, read_task
 from keystone_mpi.sweeps.outputs import read_collect, read_env, read_files, read_stdin, read_success
@@ -29,7 +35,8 @@ from keystone_mpi.sweeps.spec import SPEC_FORMAT, SweepSpec, TaskSpec
 from keystone_mpi.sweeps.sweep import Sweep, digest_of
 from keystone_mpi.sweeps.taskfile import read_task_file
 from keystone_mpi.sweeps.values import REPLICATE
-from keystone_mpi.tools.recipe import KeepOutput, Recipe, WorkdirMode
+from keystone_mpi.tools.recipe import CollectRule, KeepOutput, Recipe, WorkdirMode
+from keystone_mpi.tools.tool import Prepared
 
 BLOCK_ROWS = 65536
 
@@ -136,8 +143,10 @@ def _read_sweep(path: Path, text: str, start: Path, check_programs: bool) -> tup
     task_section = document.section("task", TABLES["task"])
     document.section("slurm", TABLES["slurm"])  # read by `keystone-mpi submit`
     checker = TemplateChecker(space.names, space.params(0))
+    choice = choose_tool(document, sweep)
+    task_section = _with_tool_defaults(task_section, choice.section)
     recipe, command = _read_recipe(
-        document, sweep, task_section, checker, space, folder, start, check_programs
+        document, sweep, task_section, choice, checker, space, folder, start, check_programs
     )
     task = read_task(task_section, space.kinds())
     _check_points(task, space)
@@ -152,23 +161,28 @@ def _read_recipe(
     document: Section,
     sweep: Section,
     task: Section,
+    choice: ToolChoice,
     checker: TemplateChecker,
     space: Space,
     folder: Path,
     start: Path,
     check_programs: bool,
-) -> tuple[Recipe, Command]:
-    workdir = cast("WorkdirMode", task.choice("workdir", ("none", "task", "local"), "none"))
+) -> tuple[Recipe, Prepared]:
+    default = choice.tool.default_workdir(choice.keys)
+    workdir = cast("WorkdirMode", task.choice("workdir", ("none", "task", "local"), default))
     own_folder = workdir != "none"
     keep = task.texts("keep")
     if keep and not own_folder:
         raise task.error("keep", "only used with a folder per task", 'workdir = "task" or "local"')
     files = read_files(document.section("files"), checker, folder, own_folder)
     env = read_env(task.section("env"), checker)
+    launching = read_launching(task, choice, check_programs=check_programs)
     command = read_command(
         sweep,
+        choice,
         checker,
         space.names,
+        launching,
         start_dir=start,
         sweep_dir=folder,
         own_folder=own_folder,
@@ -177,14 +191,14 @@ def _read_recipe(
         check_programs=check_programs,
     )
     recipe = Recipe(
-        tool=command.tool,
+        tool=choice.tool.name,
         argv=command.argv,
         shell=command.shell,
         script=command.script,
-        env=env,
+        env={**tool_environment(choice, command, checker), **env},
         stdin=read_stdin(task, checker, files, start, check_programs),
-        files=files,
-        collect=read_collect(document.section("collect"), checker, own_folder),
+        files={**command.files, **files},
+        collect=_merged(read_collect(document.section("collect"), checker, own_folder), command.collect),
         success=read_success(document.section("success", TABLES["success"])),
         workdir=workdir,
         keep=keep,
@@ -192,8 +206,34 @@ def _read_recipe(
         keep_output=cast("KeepOutput", task.choice("keep_output", ("tail", "failed", "all"), "tail")),
         grace_s=parse_duration(task.table.get("grace", 5.0), task.key("grace")),
         start_dir=str(start),
+        setup=choice.keys.texts("setup"),
+        check=command.check,
+        check_hint=command.check_hint,
+        prefix=choice.keys.texts("prefix"),
+        launcher=launching.launcher,
+        launcher_path=launching.path,
+        launcher_flags=launching.flags,
+        threads=launching.threads,
+        starts_ranks=command.starts_ranks,
+        mpi_program=command.mpi_program,
+        case=command.case,
+        collectors=command.collectors,
+        jit_cache=command.jit_cache,
+        unset=command.unset,
+        solver_module=command.solver_module,
     )
     return recipe, command
+
+
+def _with_tool_defaults(task: Section, tool: Section) -> Section:
+    """Take what ``[tools.NAME]`` says of ranks into ``[task]``, which the scheduler's options are read from."""
+    defaults = {name: tool.table[name] for name in ("ranks", "threads") if tool.has(name)}
+    return Section(task.where, {**defaults, **task.table}) if defaults else task
+
+
+def _merged(own: tuple[CollectRule, ...], of_tool: tuple[CollectRule, ...]) -> tuple[CollectRule, ...]:
+    names = {rule.name for rule in own}
+    return (*(rule for rule in of_tool if rule.name not in names), *own)
 
 
 def _check_points(task: TaskSpec, space: Space) -> None:

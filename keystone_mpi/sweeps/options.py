@@ -8,6 +8,7 @@ Rule: an option is a number, or the name of the parameter that it comes from
     retries  0   further attempts after a failure of the solver
     retries_timeout 0, retries_memory 0, retries_lost 2 (the third lost worker quarantines the task)
              or in one: retries = { failed = 1, timeout = 0, memory = 0, lost = 2 }
+    ranks x threads take the place of cores where a launcher starts ranks
     cores 1, gpus 0, priority 0 (larger goes first), grace 5 s between SIGTERM and SIGKILL
 """
 
@@ -130,6 +131,7 @@ def parse_priority(value: object, where: str) -> float:
 
 PARSERS: dict[str, Callable[[object, str], float]] = {
     "cores": parse_cores,
+    "ranks": parse_cores,
     "memory": parse_memory,
     "gpus": parse_gpus,
     "timeout": parse_duration,
@@ -146,6 +148,8 @@ def read_task(section: Section, kinds: Mapping[str, Kind]) -> TaskSpec:
         timeout=_option(section, "timeout", 0.0, kinds),
         priority=_option(section, "priority", 0.0, kinds),
         budget=_budget(section),
+        ranks=_option(section, "ranks", 0.0, kinds) if section.has("ranks") else Option(),
+        threads=section.whole("threads", 1, 1, 10**6),
     )
 
 
@@ -206,8 +210,8 @@ def check_values(name: str, param: str, values: Iterable[Value]) -> None:
 def check_column(name: str, param: str, column: Array) -> None:
     """Check a whole column of numbers quickly; the first value at fault is told as by `check_values`."""
     match name:
-        case "cores" | "gpus":
-            bad = (column < (1 if name == "cores" else 0)) | (column != np.floor(column)) | (column > 10**6)
+        case "cores" | "ranks" | "gpus":
+            bad = (column < (0 if name == "gpus" else 1)) | (column != np.floor(column)) | (column > 10**6)
         case "memory":
             bad = (column < 0) | ((column > 0) & (column < SMALLEST_MEMORY_BYTES))
         case "timeout":

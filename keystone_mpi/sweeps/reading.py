@@ -20,7 +20,22 @@ from keystone_mpi.core.errors import SweepFileError
 from keystone_mpi.sweeps.values import describe, near_match
 
 TABLES: dict[str, tuple[str, ...]] = {
-    "sweep": ("name", "command", "tool", "script", "python", "shell", "where", "derived", "repeat", "seed"),
+    "sweep": (
+        "name",
+        "command",
+        "tool",
+        "script",
+        "python",
+        "case",
+        "applications",
+        "shell",
+        "setup",
+        "prefix",
+        "where",
+        "derived",
+        "repeat",
+        "seed",
+    ),
     "params": (),
     "zip": (),
     "table": ("file",),
@@ -32,6 +47,11 @@ TABLES: dict[str, tuple[str, ...]] = {
         "retries_memory",
         "retries_lost",
         "cores",
+        "launcher",
+        "ranks",
+        "threads",
+        "launcher_flags",
+        "launcher_path",
         "memory",
         "gpus",
         "priority",
@@ -43,6 +63,7 @@ TABLES: dict[str, tuple[str, ...]] = {
         "env",
         "grace",
     ),
+    "tools": (),
     "files": (),
     "collect": (),
     "success": ("finite", "required", "regex"),
@@ -64,6 +85,18 @@ TABLES: dict[str, tuple[str, ...]] = {
     ),
 }
 """Table -> its keys; an empty tuple: the keys are the user's own names."""
+
+TOOL_COMMON_KEYS = (
+    "setup",
+    "prefix",
+    "env",
+    "launcher",
+    "ranks",
+    "threads",
+    "launcher_flags",
+    "launcher_path",
+)
+"""Keys that every ``[tools.NAME]`` may hold beside its tool's own."""
 
 
 def read_text(path: Path) -> str:

@@ -92,6 +92,9 @@ class TaskSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     """Seconds; 0: none."""
     priority: Option = Option()
     budget: RetryBudget = RetryBudget()
+    ranks: Option = Option()
+    """With a launcher a task takes ranks x threads cores; 0: no launcher."""
+    threads: int = 1
 
 
 class SweepSpec(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -21,7 +21,7 @@ import numpy as np
 from keystone_mpi.core.model import TaskRequest
 from keystone_mpi.sweeps.options import option_value
 from keystone_mpi.sweeps.space import Space
-from keystone_mpi.sweeps.spec import TaskSpec
+from keystone_mpi.sweeps.spec import Option, TaskSpec
 from keystone_mpi.sweeps.values import Array, Value, canonical_bytes
 from keystone_mpi.tools.recipe import Recipe
 from keystone_mpi.tools.render import RenderContext, Renderer
@@ -75,7 +75,14 @@ class Sweep:
         options = self.options
         return not any(
             option.param
-            for option in (options.cores, options.memory, options.gpus, options.timeout, options.priority)
+            for option in (
+                options.cores,
+                options.ranks,
+                options.memory,
+                options.gpus,
+                options.timeout,
+                options.priority,
+            )
         )
 
     def request(self, k: int, row: int | None = None) -> TaskRequest:
@@ -98,13 +105,19 @@ class Sweep:
         params: Mapping[str, Value] = {} if self.uniform else self.space.params(k)
         return TaskRequest(
             index=index,
-            cores=int(option_value(options.cores, "cores", params, k)),
+            cores=self._cores(params, k),
             memory_bytes=int(option_value(options.memory, "memory", params, k)),
             gpus=int(option_value(options.gpus, "gpus", params, k)),
             timeout_s=option_value(options.timeout, "timeout", params, k),
             priority=option_value(options.priority, "priority", params, k),
             budget=options.budget,
         )
+
+    def _cores(self, params: Mapping[str, Value], k: int) -> int:
+        options = self.options
+        if options.ranks == Option():
+            return int(option_value(options.cores, "cores", params, k))
+        return int(option_value(options.ranks, "ranks", params, k)) * options.threads
 
     def priorities(self, start: int, stop: int) -> Array:
         """Return the priorities of points ``start <= k < stop`` as float64."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 import array
 import ast
 import io
+import json
 import math
 import struct
 import sys
@@ -77,7 +78,10 @@ def _little(numbers: array.array[Any]) -> bytes:
 
 
 def read_npz(data: bytes, where: str) -> dict[str, Any]:
-    """Read all members of an ``.npz``; names lose their ``.npy``."""
+    """Read all members of an ``.npz``; names lose their ``.npy``.
+
+    A member ``results.json`` (`keystone_solver` writes one) is an object of further values.
+    """
     import zipfile
     import zlib
 
@@ -86,9 +90,16 @@ def read_npz(data: bytes, where: str) -> dict[str, Any]:
             members = {info.filename: archive.read(info) for info in archive.infolist()}
     except (zipfile.BadZipFile, zlib.error, OSError, NotImplementedError, RuntimeError, EOFError) as problem:
         raise ResultFormatError(f"{where}: not a sound .npz: {problem}") from None
-    return {
+    plain = members.pop("results.json", None)
+    values = {
         name.removesuffix(".npy"): read_npy(content, f"{where}: {name}") for name, content in members.items()
     }
+    if plain is not None:
+        try:
+            values.update(json.loads(plain))
+        except (ValueError, TypeError, RecursionError) as problem:
+            raise ResultFormatError(f"{where}: results.json: {problem}") from None
+    return values
 
 
 def read_npy(data: bytes, where: str) -> ArrayValue | dict[str, Any] | bool | int | float | str:

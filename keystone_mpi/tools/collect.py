@@ -5,6 +5,7 @@ which start at once); nothing here raises for what a solver wrote: what cannot b
 read becomes the attempt's `why` and one line of text.
 
     stdout chunks --> Collection.feed_stdout --> last match of each regex, success regex
+    the tool's collectors (a thermo log, a case's tables) --> first of all
     stdout tail   --> last JSON object          \
     KEYSTONE_RESULT (.json, .npz)                > later ones win --> scalars, arrays
     [collect] regex, .npy .npz .csv .json text  /                    --> success conditions
@@ -26,6 +27,7 @@ import msgspec
 
 from keystone_mpi.core.model import ArrayValue, Why
 from keystone_mpi.tools.arrays import ResultFormatError, array_from_numbers, read_npz
+from keystone_mpi.tools.collectors import make_collector
 from keystone_mpi.tools.recipe import CollectRule, Recipe
 from keystone_mpi.tools.result_files import convert, parse_json, read_bytes, read_file
 
@@ -122,13 +124,15 @@ class CollectPlan:
             for rule in regex_rules
             if rule.source == "stderr"
         )
-        self.watches_stdout = bool(self._stdout_rules) or self.success_regex is not None
+        self.watches_stdout = (
+            bool(self._stdout_rules) or self.success_regex is not None or bool(recipe.collectors)
+        )
         self.watches_stderr = bool(self._stderr_rules)
-        self.has_rules = bool(recipe.collect) or recipe.success != type(recipe.success)()
+        self.has_rules = bool(recipe.collect or recipe.collectors) or recipe.success != type(recipe.success)()
 
-    def start(self, collect_files: dict[str, str]) -> Collection:
-        """Begin an attempt: remember how its result files look before it runs."""
-        return Collection(self, collect_files, self._stdout_rules, self._stderr_rules)
+    def start(self, collect_files: dict[str, str], folder: str = "") -> Collection:
+        """Begin an attempt that will run in `folder`: remember how its result files look before it runs."""
+        return Collection(self, collect_files, self._stdout_rules, self._stderr_rules, folder)
 
 
 class Collection:
@@ -140,14 +144,22 @@ class Collection:
         files: dict[str, str],
         stdout_rules: tuple[tuple[str, re.Pattern[str]], ...],
         stderr_rules: tuple[tuple[str, re.Pattern[str]], ...],
+        folder: str = "",
     ) -> None:
         self._plan = plan
+        self._folder = folder
+        self._collectors = [make_collector(rule) for rule in plan.recipe.collectors]
         self._files = files
         self._before = {path: signature(path) for path in files.values()}
         self._stdout = _Stream(stdout_rules, plan.success_regex)
         self._stderr = _Stream(stderr_rules, None)
-        self.feed_stdout = self._stdout.feed
+        self.feed_stdout = self._feed_all if self._collectors else self._stdout.feed
         self.feed_stderr = self._stderr.feed
+
+    def _feed_all(self, chunk: bytes) -> None:
+        self._stdout.feed(chunk)
+        for collector in self._collectors:
+            collector.feed(chunk)
 
     def finish(self, stdout_tail: bytes, result_path: str) -> Collected:
         """Read everything and judge; called once, after the solver exited with code 0.
@@ -163,11 +175,16 @@ class Collection:
         self._stderr.finish()
         values = _Values()
         try:
+            for collector in self._collectors:
+                values.add_all(dict(collector.finish(self._folder)))
             collect_defaults(values, stdout_tail, result_path)
             for rule in self._plan.recipe.collect:
                 self._apply(rule, values)
         except ResultFormatError as problem:
             return Collected(values.scalars, values.arrays, False, Why.RESULTS, str(problem))
+        except OSError as problem:
+            error = f"a result file cannot be read: {problem.strerror}: {problem.filename}"
+            return Collected(values.scalars, values.arrays, False, Why.RESULTS, error)
         unmet = self._unmet_condition(values)
         if unmet:
             return Collected(values.scalars, values.arrays, False, Why.CONDITION, unmet)

@@ -15,6 +15,7 @@ from typing import Literal
 import msgspec
 
 WorkdirMode = Literal["none", "task", "local"]
+LauncherKind = Literal["", "mpiexec", "srun"]
 KeepOutput = Literal["tail", "failed", "all"]
 
 
@@ -42,6 +43,13 @@ class CollectRule(msgspec.Struct, frozen=True):
     column: str = ""
     """Column of a CSV file; member of an ``.npz`` or key of a ``.json`` file."""
     required: bool = False
+
+
+class CollectorRule(msgspec.Struct, frozen=True):
+    """A reader of one solver's own output files and logs; see `tools.collectors`."""
+
+    kind: str
+    options: dict[str, str] = {}
 
 
 class SuccessRule(msgspec.Struct, frozen=True):
@@ -82,10 +90,36 @@ class Recipe(msgspec.Struct, frozen=True):
     start_dir: str = ""
     """Absolute path of the folder in which keystone-mpi was started."""
     setup: tuple[str, ...] = ()
-    """Shell lines run once per worker (a later issue)."""
+    """Shell lines run once per worker; the environment that they leave is every solver's."""
+    check: tuple[str, ...] = ()
+    """Command that must succeed after `setup`: is the solver there? Empty: the program is looked up."""
+    check_hint: str = ""
+    """How to install what `check` misses."""
+    prefix: tuple[str, ...] = ()
+    """Argument templates before the command, such as ``apptainer exec image.sif``."""
+    launcher: LauncherKind = ""
+    """Starts the ranks of a parallel solver; empty: the solver is one process."""
+    launcher_path: str = ""
+    """The mpiexec or srun to use; empty: the one that belongs to the solver's MPI."""
+    launcher_flags: tuple[str, ...] = ()
+    threads: int = 1
+    """Cores of each rank."""
+    starts_ranks: bool = False
+    """The command starts the ranks itself, by ``$KEYSTONE_MPIEXEC``."""
+    mpi_program: str = ""
+    """Program whose MPI library decides the mpiexec; empty: the command's own."""
+    case: str = ""
+    """Absolute path of a folder that is copied into each work folder."""
+    collectors: tuple[CollectorRule, ...] = ()
+    jit_cache: bool = False
+    """XDG_CACHE_HOME is a folder of the worker's own (compiled forms)."""
+    unset: tuple[str, ...] = ()
+    """Variables that the solver must not inherit."""
+    solver_module: bool = False
+    """Make ``import keystone_solver`` work."""
 
 
-class Launch(msgspec.Struct, frozen=True):
+class Launch(msgspec.Struct, frozen=True, omit_defaults=True):
     """One attempt, fully spelled out: what `tools.render` makes and a slot process runs."""
 
     argv: tuple[str, ...]
@@ -102,3 +136,11 @@ class Launch(msgspec.Struct, frozen=True):
     links: tuple[tuple[str, str], ...] = ()
     collect_files: dict[str, str] = {}
     """Collect rule name -> absolute path, after templating."""
+    ranks: int = 0
+    """Processes that the recipe's launcher starts; 0: it is not used."""
+    unset: tuple[str, ...] = ()
+    """Variables removed before `env` is added."""
+    python_path: str = ""
+    """Folder put last on PYTHONPATH."""
+    case: str = ""
+    """Folder whose content is copied into `cwd` before everything else."""

@@ -26,6 +26,9 @@ from keystone_mpi.tools.templates import Template, compile_template
 RESERVED_NAMES = ("task_id", "index", "seed", "cores", "workdir")
 """Names that every template may use beside the parameters; no parameter may be called so."""
 
+RANKS_NAME = "_ranks"
+"""Number of ranks, for templates that tools write; a user's file says {cores}."""
+
 LINE_TOOL = "line"
 """`Recipe.tool` of a task file: the parameter `command` is the shell line itself, braces and all."""
 
@@ -38,7 +41,7 @@ class RenderContext(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What a template may know of an attempt beside its parameters."""
 
     index: int
-    """Row of the task in the file."""
+    """Row of the task in the file of the whole sweep."""
     attempt: int
     """1 for the first."""
     task_id: str
@@ -72,7 +75,8 @@ class Renderer:
         self._run_id = run_id
         self._epoch = str(epoch)
         self._argv = tuple(compile_template(text) for text in recipe.argv)
-        self._all_literal = all(template.literal for template in self._argv)
+        self._prefix = tuple(compile_template(text) for text in recipe.prefix)
+        self._python_path = _folder_of_solver_module() if recipe.solver_module else ""
         self._env = tuple((name, compile_template(text)) for name, text in recipe.env.items())
         self._sets_threads = "OMP_NUM_THREADS" in recipe.env
         self._stdin = compile_template(recipe.stdin) if recipe.stdin else None
@@ -121,6 +125,7 @@ class Renderer:
             "seed": context.seed,
             "cores": context.cores,
             "workdir": cwd,
+            RANKS_NAME: ranks_of(self.recipe, context.cores),
         }
         try:
             return self._render(params, values, context, cwd)
@@ -139,6 +144,8 @@ class Renderer:
             argv = ("/bin/sh", "-c", " ".join([t.render_quoted(values) for t in self._argv]))
         else:
             argv = tuple([t.render(values) for t in self._argv])
+        if self._prefix:
+            argv = (*[t.render(values) for t in self._prefix], *argv)
         env = {
             "KEYSTONE_PARAMS": msgspec.json.encode(params).decode(),
             "KEYSTONE_TASK_ID": context.task_id,
@@ -149,7 +156,7 @@ class Renderer:
             "KEYSTONE_EPOCH": self._epoch,
         }
         if not self._sets_threads:
-            env["OMP_NUM_THREADS"] = str(context.cores)
+            env["OMP_NUM_THREADS"] = str(recipe.threads if recipe.launcher else context.cores)
         for name, template in self._env:
             env[name] = template.render(values)
         stdin = ""
@@ -167,6 +174,10 @@ class Renderer:
             collect_files={
                 name: os.path.normpath(os.path.join(cwd, t.render(values))) for name, t in self._collect
             },
+            ranks=ranks_of(recipe, context.cores) if recipe.launcher else 0,
+            unset=() if recipe.setup else recipe.unset,
+            python_path=self._python_path,
+            case=recipe.case,
         )
 
     def _unfit(self, values: Mapping[str, Any]) -> str:
@@ -174,6 +185,7 @@ class Renderer:
         pairs = [part for pair in (*self._texts, *self._copies, *self._links) for part in pair]
         stdin = [self._stdin] if self._stdin is not None else []
         for template in (
+            *self._prefix,
             *self._argv,
             *(t for _, t in self._env),
             *pairs,
@@ -192,6 +204,15 @@ class Renderer:
             ),
             "its parameters cannot be written as JSON",
         )
+
+
+def ranks_of(recipe: Recipe, cores: int) -> int:
+    """Return how many ranks an attempt on `cores` cores has."""
+    return max(1, cores // recipe.threads)
+
+
+def _folder_of_solver_module() -> str:
+    return os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "for_solvers")
 
 
 def _is_inside(target: str) -> bool:

@@ -12,10 +12,17 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from keystone_mpi.core.errors import InternalError
-from keystone_mpi.transport.channel import Received, decode_from_worker, decode_to_worker, encode
+from keystone_mpi.transport.channel import (
+    Delivered,
+    Received,
+    decode_from_worker,
+    decode_to_worker,
+    encode,
+)
 from keystone_mpi.transport.messages import FromWorker, ToWorker
 from keystone_mpi.transport.waiter import Waiter
 
@@ -31,7 +38,7 @@ class LocalHub:
 
     def __init__(self, waiter: Waiter) -> None:
         self._waiter = waiter
-        self._inbox: deque[tuple[int, bytes]] = deque()
+        self._inbox: deque[tuple[int, bytes, Sequence[Any]]] = deque()
         self._ends: dict[int, LocalEnd] = {}
         self._lock = threading.Lock()
 
@@ -50,24 +57,24 @@ class LocalHub:
             self._ends[worker] = end
         return end
 
-    def deliver(self, worker: int, data: bytes) -> None:
+    def deliver(self, worker: int, data: bytes, parts: Sequence[Any]) -> None:
         """Called by an end, from its own thread."""
-        self._inbox.append((worker, data))
+        self._inbox.append((worker, data, parts))
         self._waiter.wake()
 
-    def send(self, worker: int, message: ToWorker) -> None:
+    def send(self, worker: int, message: ToWorker, parts: Sequence[Any] = ()) -> None:
         """Hand `message` to a local worker; one that has left is ignored."""
         with self._lock:
             end = self._ends.get(worker)
         if end is not None:
-            end.deliver(encode(message))
+            end.deliver(encode(message), parts)
 
     def take(self) -> list[Received]:
         """Return what has arrived, without waiting."""
         received = []
         while self._inbox:
-            worker, data = self._inbox.popleft()
-            received.append(Received(worker, decode_from_worker(data)))
+            worker, data, parts = self._inbox.popleft()
+            received.append(Received(worker, decode_from_worker(data), list(parts)))
         return received
 
     def disconnect(self, worker: int) -> None:
@@ -83,29 +90,34 @@ class LocalEnd:
         self.worker = worker
         self._hub = hub
         self._waiter = Waiter()
-        self._inbox: deque[bytes] = deque()
+        self._inbox: deque[tuple[bytes, Sequence[Any]]] = deque()
         self._lock = threading.Lock()
         self._closed = False
 
-    def deliver(self, data: bytes) -> None:
+    def deliver(self, data: bytes, parts: Sequence[Any]) -> None:
         """Called by the hub, from the master's thread."""
         with self._lock:
             if not self._closed:
-                self._inbox.append(data)
+                self._inbox.append((data, parts))
                 self._waiter.wake()
 
-    def send(self, message: FromWorker) -> None:
+    def send(self, message: FromWorker, parts: Sequence[Any] = ()) -> None:
         """See `WorkerEnd`."""
-        self._hub.deliver(self.worker, encode(message))
+        self._hub.deliver(self.worker, encode(message), parts)
 
-    def receive(self, timeout_s: float) -> list[ToWorker]:
+    def receive(self, timeout_s: float) -> list[ToWorker | Delivered]:
         """See `WorkerEnd`."""
         if not self._inbox:
             self._waiter.wait(timeout_s)
-        messages = []
+        messages: list[ToWorker | Delivered] = []
         while self._inbox:
-            messages.append(decode_to_worker(self._inbox.popleft()))
+            data, parts = self._inbox.popleft()
+            message = decode_to_worker(data)
+            messages.append(Delivered(message, list(parts)) if parts else message)
         return messages
+
+    def allocate_parts_with(self, allocate: Callable[[int], Any]) -> None:
+        """See `WorkerEnd`: here parts come as they were sent."""
 
     def watch(self, fileno: int) -> None:
         """See `WorkerEnd`."""
@@ -135,9 +147,9 @@ class LocalMaster:
         """See `MasterEnd`."""
         return self.hub.workers
 
-    def send(self, worker: int, message: ToWorker) -> None:
+    def send(self, worker: int, message: ToWorker, parts: Sequence[Any] = ()) -> None:
         """See `MasterEnd`."""
-        self.hub.send(worker, message)
+        self.hub.send(worker, message, parts)
 
     def receive(self, timeout_s: float) -> list[Received]:
         """See `MasterEnd`."""

@@ -6,6 +6,9 @@ transport (also between threads, so that both behave alike).
     worker: Hello ------------------------------> master
     worker: <------------------------- Welcome    master
     worker: <-- Assign, Recall, Cancel, Drain     master
+    worker: <-- BookOpened, RecipesAdded, BookClosed    master    (a program's pipelines, one book each)
+    worker: <-- FunctionDefined, CallsGiven, CallsRecalled, SeatClosing    master
+    worker: CallReplies, CallsReturned, SeatEnded --> master
     worker: AttemptsStarted, AttemptsFinished, TasksReturned --> master
     worker: <-------------------------- Farewell  master    (the work is over: stop the launcher)
     worker: Goodbye ----------------------------> master
@@ -38,7 +41,13 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
     memory_bytes: int
     """Of the node, within the job's limits."""
     gpus: int
+    """Of this worker."""
     pid: int
+    slots: int = 0
+    """Cores of the node by the batch system's figure, where that decides and not `cpus`; 0: `cpus` does."""
+    thread_slots: int = 0
+    alone: bool = False
+    """`cpus` are this worker's own and not to be divided among those of the node."""
     source: str = ""
     """Where the number of cores comes from, for people."""
     error: str = ""
@@ -71,7 +80,7 @@ class TaskOrder(msgspec.Struct, frozen=True, array_like=True):
     seed: int = 0
     task_id: str = ""
     recipe: int = 0
-    """Position in `Welcome.recipes`."""
+    """Position in `Welcome.recipes`, or what `RecipesAdded` said."""
 
 
 class Assign(msgspec.Struct, frozen=True, tag="assign"):
@@ -103,6 +112,65 @@ class Dismissal(msgspec.Struct, frozen=True, tag="dismissal"):
     """Leave MPI. Comes when rank 0 is about to do so, since waiting in MPI_Finalize spins."""
 
 
+class BookOpened(msgspec.Struct, frozen=True, tag="book"):
+    """A program writes a results file: what its recipes need to know of it."""
+
+    book: int
+    run_id: str
+    epoch: int
+    output_path: str
+
+
+class RecipesAdded(msgspec.Struct, frozen=True, tag="recipes"):
+    """Recipes of a book, numbered from `first` on; sent before the first order that names one."""
+
+    book: int
+    first: int
+    recipes: list[Recipe]
+
+
+class BookClosed(msgspec.Struct, frozen=True, tag="unbook"):
+    """No further order of this book will come, and none is left."""
+
+    book: int
+
+
+class FunctionDefined(msgspec.Struct, frozen=True, tag="function"):
+    """A function that calls refer to by number; its large buffers are the message's parts."""
+
+    function: int
+    data: bytes
+
+
+class Call(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    call: int
+    function: int
+    """0: the function is in the data, before the arguments."""
+    data: bytes
+    """Pickled; empty: the first of its parts."""
+    parts: int = 0
+    """How many of the message's parts are its own."""
+
+
+class CallsGiven(msgspec.Struct, frozen=True, tag="calls"):
+    """Calls for the function process that runs as attempt of task `seat`, in this order."""
+
+    seat: int
+    calls: list[Call]
+
+
+class CallsRecalled(msgspec.Struct, frozen=True, tag="recalls"):
+    """Give back the calls of this seat that have not begun; answered by `CallsReturned`."""
+
+    seat: int
+
+
+class SeatClosing(msgspec.Struct, frozen=True, tag="unseat"):
+    """No more calls: the function process is to end; answered by the report of its attempt."""
+
+    seat: int
+
+
 class AttemptStart(msgspec.Struct, frozen=True, array_like=True):
     index: int
     attempt: int
@@ -124,6 +192,28 @@ class TasksReturned(msgspec.Struct, frozen=True, tag="returned"):
     attempts: list[AttemptKey]
 
 
+class CallReplies(msgspec.Struct, frozen=True, tag="replies"):
+    """Answers of a function process as it made them; their large buffers are the message's parts."""
+
+    seat: int
+    replies: list[bytes]
+
+
+class CallsReturned(msgspec.Struct, frozen=True, tag="uncalled"):
+    seat: int
+    calls: list[int]
+
+
+class SeatEnded(msgspec.Struct, frozen=True, tag="unseated"):
+    """A function process is gone; comes after its last replies and before its attempt's report."""
+
+    seat: int
+    running: int
+    """The call that it was at; -1: none."""
+    returned: list[int]
+    """Calls that it had not begun."""
+
+
 class WorkerFailed(msgspec.Struct, frozen=True, tag="failed"):
     """The worker met an internal error and is about to leave."""
 
@@ -135,5 +225,29 @@ class Goodbye(msgspec.Struct, frozen=True, tag="goodbye"):
     """Processes that could not be killed; 0 unless something is very wrong."""
 
 
-FromWorker = Hello | AttemptsStarted | AttemptsFinished | TasksReturned | WorkerFailed | Goodbye
-ToWorker = Welcome | Assign | Recall | Cancel | Farewell | Dismissal
+FromWorker = (
+    Hello
+    | AttemptsStarted
+    | AttemptsFinished
+    | TasksReturned
+    | CallReplies
+    | CallsReturned
+    | SeatEnded
+    | WorkerFailed
+    | Goodbye
+)
+ToWorker = (
+    Welcome
+    | Assign
+    | Recall
+    | Cancel
+    | BookOpened
+    | RecipesAdded
+    | BookClosed
+    | FunctionDefined
+    | CallsGiven
+    | CallsRecalled
+    | SeatClosing
+    | Farewell
+    | Dismissal
+)

@@ -18,14 +18,23 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 
 from keystone_mpi.core.errors import LauncherMismatchError
-from keystone_mpi.transport.channel import Received, decode_from_worker, decode_to_worker, encode
+from keystone_mpi.transport.channel import (
+    Delivered,
+    Received,
+    decode_from_worker,
+    decode_to_worker,
+    encode,
+    split_parts,
+    with_parts,
+)
 from keystone_mpi.transport.local import LocalHub
+from keystone_mpi.transport.matching import known_mismatch, way_out
 from keystone_mpi.transport.messages import FromWorker, ToWorker
 from keystone_mpi.transport.waiter import Waiter
 
@@ -35,12 +44,14 @@ SHORTEST_SLEEP_S = 20e-6
 BACKOFF_FRACTION = 0.05
 LONGEST_SLEEP_S = 0.02
 LONGEST_SLEEP_QUIET_S = 0.05
+LARGEST_MESSAGE_BYTES = 512 << 20
+"""Larger parts go in pieces: MPI counts in 32 bits."""
 QUIET_AFTER_S = 10.0
-_WAY_OUT = (
-    "Use the mpiexec that came with this library (for a pip-installed MPI: the one in the same bin/ as "
-    "keystone-mpi), or the matching srun --mpi=pmi2 (MPICH) / --mpi=pmix (Open MPI); "
-    "keystone-mpi doctor tells which"
-)
+
+
+def _buffer(part: Any) -> Any:
+    """Return the memory of a part, which may be a block that carries its memory along."""
+    return getattr(part, "view", part)
 
 
 class NodePlace(msgspec.Struct, frozen=True):
@@ -80,14 +91,23 @@ class MpiWorld:
                 warnings.simplefilter("ignore", RuntimeWarning)  # "suspicious environment": told below
                 from mpi4py import MPI
 
-                library = MPI.Get_library_version().strip().splitlines()[0].strip("\x00 ")
-                if "OMPI_COMM_WORLD_SIZE" in os.environ and "Open MPI" not in library:
-                    # MPICH's MPI_Init aborts the process under Open MPI's mpiexec.
+                version = MPI.Get_library_version()
+                library = version.strip().splitlines()[0].strip("\x00 ")
+                problem = known_mismatch(version, os.environ)
+                if problem:  # MPI_Init would abort the process
                     raise LauncherMismatchError(
-                        f"the launcher is Open MPI's mpiexec, but the MPI library is {library}. {_WAY_OUT}"
+                        f"{problem}, but the MPI library is {library}. {way_out(version, os.environ)}"
                     )
-                if not MPI.Is_initialized():
+                self.initialised_before = bool(MPI.Is_initialized())
+                """By the program that we serve: it ends MPI, too."""
+                if not self.initialised_before:
                     MPI.Init_thread(MPI.THREAD_SERIALIZED)
+                elif MPI.Query_thread() < MPI.THREAD_SERIALIZED and not MPI.Is_thread_main():
+                    raise LauncherMismatchError(
+                        "MPI was initialised without the thread level that keystone_mpi needs "
+                        "(MPI_THREAD_SERIALIZED): do not set mpi4py.rc.threads or rc.thread_level, or start "
+                        "the program with python -m keystone_mpi"
+                    )
         except (ImportError, RuntimeError) as error:
             first_line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
             raise LauncherMismatchError(
@@ -104,7 +124,7 @@ class MpiWorld:
         if promised_size is not None and promised_size != self.size:
             raise LauncherMismatchError(
                 f"the launcher started {promised_size} ranks, but the MPI library ({self.library}) sees "
-                f"{self.size}: they do not belong together. {_WAY_OUT}"
+                f"{self.size}: they do not belong together. {way_out(library, os.environ)}"
             )
 
     def node_place(self) -> NodePlace:
@@ -126,6 +146,8 @@ class MpiWorld:
 
     def finalize(self) -> None:
         """End MPI; every rank calls this."""
+        if self.initialised_before:
+            return  # mpi4py's own exit hook does it
         if self._mpi.Is_initialized() and not self._mpi.Is_finalized():
             self._mpi.Finalize()
 
@@ -141,18 +163,42 @@ class _Port:
         self._mpi = world._mpi
         self._comm = world.comm
         self._waiter = waiter
-        self._pending: list[tuple[Any, bytes]] = []
+        self._pending: list[tuple[Any, Any]] = []
+        self.allocate: Callable[[int], Any] = bytearray
+        """Makes the memory that a part is received into."""
         self._last_message = time.monotonic()
         self._matched_probe = os.environ.get("KEYSTONE_MPI_MPROBE", "1") != "0"
         self._status = self._mpi.Status()
 
-    def send(self, rank: int, data: bytes) -> None:
+    def send(self, rank: int, data: bytes, parts: Sequence[Any] = ()) -> None:
+        if parts:
+            views = [memoryview(_buffer(part)).cast("B") for part in parts]
+            self._send(rank, with_parts(data, [view.nbytes for view in views]))
+            for view in views:
+                for start in range(0, view.nbytes, LARGEST_MESSAGE_BYTES):
+                    self._send(rank, view[start : start + LARGEST_MESSAGE_BYTES])
+        else:
+            self._send(rank, data)
+        self._last_message = time.monotonic()
+
+    def _send(self, rank: int, data: Any) -> None:
         request = self._comm.Isend([data, self._mpi.BYTE], dest=rank, tag=TAG)
         if not request.Test():
             self._pending.append((request, data))
-        self._last_message = time.monotonic()
 
-    def take(self, source: int) -> list[tuple[int, bytes]]:
+    def _receive_parts(self, source: int, sizes: Sequence[int]) -> list[Any]:
+        """Receive what follows a message from `source`: the next messages from there, in order."""
+        parts = []
+        for size in sizes:
+            part = self.allocate(size)
+            view = memoryview(_buffer(part))
+            for start in range(0, size, LARGEST_MESSAGE_BYTES):
+                piece = view[start : start + LARGEST_MESSAGE_BYTES]
+                self._comm.Recv([piece, self._mpi.BYTE], source=source, tag=TAG)
+            parts.append(part)
+        return parts
+
+    def take(self, source: int) -> list[tuple[int, bytes, list[Any]]]:
         """Receive all that has arrived; empty when nothing has."""
         if self._pending:
             self._pending = [(request, data) for request, data in self._pending if not request.Test()]
@@ -161,7 +207,9 @@ class _Port:
             message = self._probe(source) or self._probe(source)
             if message is None:
                 break
-            arrived.append(message)
+            rank, frame = message
+            data, sizes = split_parts(frame)
+            arrived.append((rank, data, self._receive_parts(rank, sizes) if sizes else []))
             if len(arrived) >= 1024:
                 break
         if arrived:
@@ -215,12 +263,12 @@ class MpiMaster:
         """See `MasterEnd`."""
         return self.hub.workers + self._remote
 
-    def send(self, worker: int, message: ToWorker) -> None:
+    def send(self, worker: int, message: ToWorker, parts: Sequence[Any] = ()) -> None:
         """See `MasterEnd`."""
         if worker == MASTER_RANK:
-            self.hub.send(worker, message)
+            self.hub.send(worker, message, parts)
         else:
-            self._port.send(worker, encode(message))
+            self._port.send(worker, encode(message), parts)
 
     def receive(self, timeout_s: float) -> list[Received]:
         """See `MasterEnd`."""
@@ -229,8 +277,8 @@ class MpiMaster:
             received = self.hub.take()
             if self._remote:
                 received += [
-                    Received(rank, decode_from_worker(data))
-                    for rank, data in self._port.take(self._any_source)
+                    Received(rank, decode_from_worker(data), parts)
+                    for rank, data, parts in self._port.take(self._any_source)
                 ]
             if received or time.monotonic() >= deadline:
                 return received
@@ -260,15 +308,22 @@ class MpiWorkerEnd:
         self._waiter = Waiter()
         self._port = _Port(world, self._waiter)
 
-    def send(self, message: FromWorker) -> None:
-        """See `WorkerEnd`."""
-        self._port.send(MASTER_RANK, encode(message))
+    def allocate_parts_with(self, allocate: Callable[[int], Any]) -> None:
+        """Receive the parts of messages into memory that `allocate` makes."""
+        self._port.allocate = allocate
 
-    def receive(self, timeout_s: float) -> list[ToWorker]:
+    def send(self, message: FromWorker, parts: Sequence[Any] = ()) -> None:
+        """See `WorkerEnd`."""
+        self._port.send(MASTER_RANK, encode(message), parts)
+
+    def receive(self, timeout_s: float) -> list[ToWorker | Delivered]:
         """See `WorkerEnd`."""
         deadline = time.monotonic() + timeout_s
         while True:
-            messages = [decode_to_worker(data) for _, data in self._port.take(MASTER_RANK)]
+            messages: list[ToWorker | Delivered] = []
+            for _, data, parts in self._port.take(MASTER_RANK):
+                message = decode_to_worker(data)
+                messages.append(Delivered(message, parts) if parts else message)
             if messages or time.monotonic() >= deadline or self._port.wait(deadline):
                 return messages
 

@@ -487,6 +487,16 @@ def test_dependencies_that_can_never_be_met_end_their_tasks_at_the_close() -> No
     assert bench.finish() == Finish(FinishReason.COMPLETE, 0)
 
 
+def test_what_depends_on_a_task_that_is_too_late_is_pending_as_well() -> None:
+    bench = Bench(ends_at=10.0, open_ended=True)
+    bench.join(1)
+    bench.tell(events.AllWorkersJoined())
+    late = TaskRequest(0, expected_s=100.0)
+    bench.tell(events.TasksSubmitted([late, TaskRequest(1, depends_on=(0,))]), events.CloseRequested())
+    assert not bench.ended()
+    assert bench.finish() == Finish(FinishReason.WALLTIME, 2)
+
+
 # -- cancel, drain, stop, pause
 
 

@@ -50,9 +50,9 @@ def cluster(slurm_session: SlurmCluster) -> Iterator[SlurmCluster]:
 
 
 @pytest.fixture
-def slurm(cluster: SlurmCluster, mpiexec, mpi_kind: str) -> Iterator[Slurm]:  # type: ignore[no-untyped-def]  # noqa: F821
+def slurm(cluster: SlurmCluster, mpiexec, mpi_kind: str) -> Slurm:  # type: ignore[no-untyped-def]
     """Commands on the login node."""
-    yield Slurm(cluster, mpiexec, mpi_kind)
+    return Slurm(cluster, mpiexec, mpi_kind)
 
 
 class Slurm:

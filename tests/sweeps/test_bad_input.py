@@ -22,7 +22,7 @@ TASK_KEYS = (
     "keep_failed, keep_output, stdin, env, grace"
 )
 SWEEP_KEYS = "name, command, tool, script, python, shell, where, derived, repeat, seed"
-TABLES = "sweep, params, zip, table, sample, task, files, collect, success"
+TABLES = "sweep, params, zip, table, sample, task, files, collect, success, slurm"
 BRACES = "write {{ and }} for braces that are text"
 DURATION = 'allowed are seconds, or a text such as "90s", "10min", "1h30m", "2d"'
 OWN = 'put {task_id} into its name, or [task] workdir = "task"'

@@ -244,7 +244,7 @@ def provenance(run: Run) -> list[tuple[str, str]]:
     """Return where the run came from, as label and text."""
     said = run.provenance
     git = said.get("git") or {}
-    dirty = {True: ", with changes that are not committed", False: ""}.get(git.get("dirty"), "")
+    dirty = ", with changes that are not committed" if git.get("dirty") else ""
     rows = [
         ("run", run.contents.run_id),
         ("keystone_mpi", said.get("keystone_mpi", "")),

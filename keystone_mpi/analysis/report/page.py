@@ -23,6 +23,14 @@ from keystone_mpi.analysis.report import facts
 from keystone_mpi.analysis.run import Run
 
 HERE = Path(__file__).parent
+UNITS = (
+    (1e-3, 1e-6, "µs"),
+    (1.0, 1e-3, "ms"),
+    (120.0, 1.0, "s"),
+    (7200.0, 60.0, "min"),
+    (172800.0, 3600.0, "h"),
+)
+"""(up to so many seconds, seconds per unit, unit); days above."""
 BADGES = {
     "running": "running",
     "complete": "complete",
@@ -95,7 +103,8 @@ def render_report(run: Run) -> str:
 <main>
 {body}
 </main>
-<footer>Written by keystone_mpi {__version__} on {_text(now)}. This page loads nothing from the network.</footer>
+<footer>Written by keystone_mpi {__version__} on {_text(now)}.
+This page loads nothing from the network.</footer>
 </div>
 <script type="application/json" id="data">{_json(data)}</script>
 <script>{script}</script>
@@ -209,7 +218,8 @@ def _timeline(timeline: dict[str, Any]) -> str:
 <button type="button" id="gantt-all">Show all</button>
 <span class="hint">drag to move, double-click or Ctrl + wheel to zoom; with the keyboard: {keys}</span>
 </div>
-<canvas id="gantt" tabindex="0" role="img" aria-label="Timeline of the attempts on each worker. {keys}."></canvas>
+<canvas id="gantt" tabindex="0" role="img"
+ aria-label="Timeline of the attempts on each worker. {keys}."></canvas>
 <p id="gantt-tip" aria-live="polite"></p>
 <ul class="key">{key}</ul>"""
     return _section("timeline", "Worker timeline", content, note)
@@ -220,9 +230,10 @@ def _activity(stats: dict[str, Any], data: dict[str, Any]) -> str:
         return ""
     overhead, wait = stats["dispatch_overhead_s"], stats["queue_wait_s"]
     left = (
-        f'<div class="chart" id="utilisation-chart"></div><p class="note">{stats["utilisation"]:.0%} of the slot '
-        f"time was used. A slot waited {duration(overhead['median'])} (median) between two tasks; a task "
-        f"waited {duration(wait['median'])} (median) for a slot; the tail took {duration(stats['tail_s'])}.</p>"
+        f'<div class="chart" id="utilisation-chart"></div><p class="note">{stats["utilisation"]:.0%} of the '
+        f"slot time was used. A slot waited {duration(overhead['median'])} (median) between two tasks; a "
+        f"task waited {duration(wait['median'])} (median) for a slot; the tail took "
+        f"{duration(stats['tail_s'])}.</p>"
     )
     right = (
         f'<div class="chart" id="durations-chart"></div><p class="note">Shortest '
@@ -248,7 +259,8 @@ def _scatter(scatter: dict[str, Any]) -> str:
 
     def options(names: list[str], prefix: str, chosen: str) -> str:
         return "".join(
-            f'<option value="{_text(prefix + name)}"{" selected" if name == chosen else ""}>{_text(name)}</option>'
+            f'<option value="{_text(prefix + name)}"{" selected" if name == chosen else ""}>'
+            f"{_text(name)}</option>"
             for name in names
         )
 
@@ -256,7 +268,8 @@ def _scatter(scatter: dict[str, Any]) -> str:
     content = f"""<div class="controls">
 <label>vertical <select id="scatter-y">{options(results, "r:", results[0])}</select></label>
 <label>horizontal <select id="scatter-x">{axes}</select></label>
-<label>colour <select id="scatter-c"><option value="">none</option>{options(params, "p:", shading)}</select></label>
+<label>colour <select id="scatter-c"><option value="">none</option>
+{options(params, "p:", shading)}</select></label>
 <label><input type="checkbox" id="scatter-logx"> log horizontal</label>
 <label><input type="checkbox" id="scatter-logy"> log vertical</label>
 </div>
@@ -277,7 +290,8 @@ def _failures(run: Run, stats: dict[str, Any]) -> str:
         examples = "".join(_example(example, group.error) for example in item["examples"])
         tasks = ", ".join(group.tasks) + (", …" if group.count > len(group.tasks) else "")
         parts.append(
-            f"<details{' open' if position == 0 else ''}><summary><b>{group.count:,} ×</b> {_text(group.error)}"
+            f"<details{' open' if position == 0 else ''}><summary><b>{group.count:,} ×</b> "
+            f"{_text(group.error)}"
             f'<span class="note">{_text(group.ending)}; task {_text(tasks)}'
             f"{'; on ' + _text(hosts) + more if hosts else ''}</span></summary>{examples}</details>"
         )
@@ -330,7 +344,10 @@ def _workers(stats: dict[str, Any]) -> str:
         f"<th scope='col'{' class=n' if head != 'host' else ''}>{head}</th>"
         for head in ("host", "rank", "slots", "attempts", "busy", "utilisation")
     )
-    table = f'<div class="scroll" tabindex="0" role="region" aria-label="Workers"><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
+    table = (
+        '<div class="scroll" tabindex="0" role="region" aria-label="Table of workers"><table>'
+        f"<thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
     return _section("workers", "Workers", table, "the least used first")
 
 
@@ -369,9 +386,7 @@ def duration(seconds: float) -> str:
     """Say a duration in its natural unit."""
     if seconds == 0 or not math.isfinite(seconds):
         return "0 s" if seconds == 0 else "-"
-    for limit, unit_s, unit in (
-        (1e-3, 1e-6, "µs"), (1.0, 1e-3, "ms"), (120.0, 1.0, "s"), (7200.0, 60.0, "min"), (172800.0, 3600.0, "h"),
-    ):  # fmt: skip
+    for limit, unit_s, unit in UNITS:
         if seconds < limit:
             return f"{seconds / unit_s:.3g} {unit}"
     return f"{seconds / 86400:.3g} d"

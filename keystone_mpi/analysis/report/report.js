@@ -126,8 +126,12 @@
   const scatter = data.scatter;
   const spreads = (column, ratio) => {
     if (!column.numeric) return false;
-    const known = column.values.filter((v) => v !== null);
-    return known.length > 2 && known.every((v) => v > 0) && Math.max(...known) / Math.min(...known) >= ratio;
+    const known = [...new Set(column.values.filter((v) => v !== null))].sort((a, b) => a - b);
+    if (known.length < 3 || known[0] <= 0) return false;
+    if (known[known.length - 1] / known[0] >= ratio) return true;
+    // Steps that are equal as ratios, such as 16, 32, 64.
+    const first = known[1] / known[0];
+    return known.length <= 50 && known.every((v, i) => i === 0 || Math.abs(v / known[i - 1] / first - 1) < 0.05);
   };
   const drawScatter = () => {
     const host = byId("scatter-chart");
@@ -194,7 +198,7 @@
   const startScatter = () => {
     if (!byId("scatter-x")) return;
     const again = () => {
-      byId("scatter-logx").checked = spreads(scatter.columns[byId("scatter-x").value], 8);
+      byId("scatter-logx").checked = spreads(scatter.columns[byId("scatter-x").value], 100);
       byId("scatter-logy").checked = spreads(scatter.columns[byId("scatter-y").value], 30);
     };
     again();

@@ -32,6 +32,8 @@ class ValueColumn:
     kind: Kind
     rank: int
     """0 for scalars, else the number of dimensions beside the task's."""
+    origin: str = ""
+    """Name of the result that it holds: that of all arrays of the result, whatever their rank."""
 
 
 class Snapshot:
@@ -96,7 +98,8 @@ class Snapshot:
             kind = stored_kind(dataset)
             if kind is not None:
                 key = hdf5.attribute(dataset, "key") or name
-                found.append(ValueColumn(key, name, kind, dataset.ndim - 1))
+                origin = hdf5.attribute(dataset, "array_of") or key
+                found.append(ValueColumn(key, name, kind, dataset.ndim - 1, origin))
         return found
 
     def dimension_names(self, group: str, column: ValueColumn) -> list[str]:

@@ -1,0 +1,543 @@
+"""The hub: the one engine of a Python program, shared by its pipelines and executors.
+
+Rule: one per process, in one thread of its own, from which all MPI calls come
+(MPI_Init and MPI_Finalize too). Other threads post what they want and never
+wait for the disk. It decides nothing: the scheduler does. Every task has an
+owner (a book, or the call desk) that knows what the scheduler's index stands for.
+
+    program threads --post--> hub --events--> scheduler --actions--> owner, workers
+    journal durable --> owner.acknowledge --> whoever waits
+    end of the program --> stop --> farewell --> books closed --> MPI_Finalize
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from keystone_mpi.core import actions, events
+from keystone_mpi.core.actions import Action
+from keystone_mpi.core.errors import ClusterError, InternalError, KeystoneError
+from keystone_mpi.core.events import Event
+from keystone_mpi.core.model import Assignment, AttemptReport, RetryBudget, TaskRequest, TaskState, Why
+from keystone_mpi.core.scheduler import Scheduler
+from keystone_mpi.engine.calls import CallDesk, Seat
+from keystone_mpi.engine.ranks import FAREWELL_S, Ranks, bring_up
+from keystone_mpi.engine.workforce import Workforce
+from keystone_mpi.execution.environment import Promised
+from keystone_mpi.execution.function_values import Value
+from keystone_mpi.tools.recipe import Recipe
+from keystone_mpi.transport import messages
+from keystone_mpi.transport.channel import Received
+
+TICK_S = 1.0
+START_S = 120.0
+"""How long all workers may take to introduce themselves."""
+FUNCTION_BOOK = 0
+FUNCTION_RECIPE = 0
+"""The first recipe that every worker gets."""
+
+
+class Owner(Protocol):
+    """What a task of the scheduler belongs to; called in the engine's thread."""
+
+    def order(self, assignment: Assignment) -> messages.TaskOrder:
+        """Spell out an attempt for a worker."""
+
+    def assigned(self, worker: int, attempts: Sequence[tuple[int, int]]) -> None: ...
+
+    def started(self, worker: int, index: int, attempt: int, at: float) -> None: ...
+
+    def attempt_ended(self, worker: int, report: AttemptReport, state: TaskState) -> None: ...
+
+    def task_changed(self, index: int, state: TaskState, why: Why, error: str) -> None: ...
+
+    def ended(self, notice: actions.Notify) -> None:
+        """The task has its final state; its record came before."""
+
+
+class Resident(Protocol):
+    """What lives in the hub beside its tasks: an open results file."""
+
+    def acknowledge(self) -> None:
+        """Tell whoever waits what has become durable."""
+
+    def tick(self, now: float) -> None:
+        """Called about once a second."""
+
+    def worker_joined(self, worker: int, facts: messages.Hello, slots: int, memory_bytes: int) -> None: ...
+
+    def worker_left(self, worker: int, why: str) -> None: ...
+
+    def welcome(self, send: Callable[[Any], None]) -> None:
+        """Tell a new worker what it must know of this book."""
+
+    def broken(self, error: Exception) -> None:
+        """The engine failed; nobody will answer any more."""
+
+
+class Hub:
+    """The engine's thread and what other threads may ask of it.
+
+    Parameters
+    ----------
+    promised : Promised
+        What the launcher's environment says; this process is its rank 0.
+    slots_per_node : int or None
+        Slots of each node; None: one per physical core.
+    function_recipe : Recipe
+        How function processes are started.
+    functions : callable
+        Number -> pickled function.
+    notice : callable
+        Told of what a person should see.
+    """
+
+    def __init__(
+        self,
+        promised: Promised,
+        *,
+        slots_per_node: int | None,
+        function_recipe: Recipe,
+        functions: Callable[[int], Value],
+        notice: Callable[[str], None],
+    ) -> None:
+        self.promised = promised
+        self.run_id = secrets.token_hex(8)
+        """Tag of function processes; solvers carry their own run's."""
+        self.pid = os.getpid()
+        self._slots_per_node = slots_per_node
+        self._recipes: list[Recipe] = [function_recipe]
+        self._notice = notice
+        self._indices = itertools.count()
+        self._books = itertools.count(FUNCTION_BOOK + 1)
+        self._posted: deque[Callable[[], None]] = deque()
+        self._sleeping = False
+        self._ready = threading.Event()
+        self._ended = threading.Event()
+        self.problem: Exception | None = None
+        """Why the engine cannot work (any more)."""
+        self._scheduler = Scheduler(None, open_ended=True)
+        self._events: list[Event] = []
+        self._owners: dict[int, Owner] = {}
+        self._residents: list[Resident] = []
+        self.calls = CallDesk(self, functions)
+        self._seat_owner = _SeatOwner(self)
+        self._ranks: Ranks | None = None
+        self._workforce: Workforce | None = None
+        self._stopping = False
+        self._stop_now = False
+        self._finished = False
+        self._next_tick = 0.0
+        self._parent = os.getppid()
+        self._thread = threading.Thread(target=self._run, name="keystone-master", daemon=True)
+
+    # --- other threads -------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the engine and wait until every worker has introduced itself.
+
+        Raises
+        ------
+        ClusterError
+            MPI or the workers do not come up.
+        """
+        self._thread.start()
+        self._ready.wait(START_S)
+        if self.problem is not None:
+            raise self.problem
+        if not self._ready.is_set():
+            raise ClusterError(f"not all workers introduced themselves within {START_S:.0f} s")
+
+    def post(self, request: Callable[[], None]) -> None:
+        """Have something done in the engine's thread."""
+        self._posted.append(request)
+        self.wake()
+
+    def wake(self) -> None:
+        """Make the engine look."""
+        if self._sleeping and self._ranks is not None:
+            self._sleeping = False
+            self._ranks.transport.wake()
+
+    def new_index(self) -> int:
+        """Return an index for a task that will be submitted."""
+        return next(self._indices)
+
+    def new_book(self) -> int:
+        """Return a number for a book."""
+        return next(self._books)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the engine still works."""
+        return self._thread.is_alive() and self.problem is None and not self._stopping
+
+    @property
+    def slots(self) -> int:
+        """Slots of all workers."""
+        return 0 if self._workforce is None else self._workforce.slots
+
+    @property
+    def workers(self) -> int:
+        """Workers that work."""
+        return 0 if self._workforce is None else self._workforce.count
+
+    @property
+    def hosts(self) -> list[str]:
+        """Host names, each once."""
+        return [] if self._workforce is None else self._workforce.hosts
+
+    def worker_slots(self) -> list[int]:
+        """Slots of each worker that joined."""
+        found = self._workforce
+        return [] if found is None else [found.slots_of(worker) for worker in found.present()]
+
+    def counts(self) -> dict[str, int]:
+        """Return how many tasks, of all pipelines, run and wait."""
+        counts = self._scheduler.counts()
+        return {"running": counts.running, "waiting": counts.ready + counts.waiting + counts.delayed}
+
+    def stop(self, *, now: bool, timeout_s: float | None = None) -> None:
+        """End the engine: every book must have been closed or is abandoned.
+
+        Parameters
+        ----------
+        now : bool
+            Stop what runs; else what was submitted is waited for.
+        """
+        if self.pid != os.getpid() or threading.current_thread() is self._thread:
+            return
+
+        def ask() -> None:
+            self._stopping = True
+            self._stop_now = self._stop_now or now
+            self._events.append(events.CloseRequested())
+            if now:
+                self._events.append(events.StopRequested())
+
+        if self._thread.is_alive():
+            self.post(ask)
+            self._ended.wait(timeout_s)
+
+    # --- the thread ----------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            self._ranks = bring_up(self.promised)
+            self._workforce = Workforce(
+                self._ranks.transport.workers,
+                run_id=self.run_id,
+                epoch=1,
+                output_path="",
+                recipes=[],
+                slots_per_node=self._slots_per_node,
+                smt=False,
+            )
+            self._loop()
+        except BaseException as error:  # told to every thread that waits, there is no other to tell
+            self._fail(error if isinstance(error, KeystoneError) else _internal(error))
+        finally:
+            try:
+                self._leave()
+            finally:
+                self._ready.set()
+                self._ended.set()
+
+    def _loop(self) -> None:
+        assert self._ranks is not None
+        transport = self._ranks.transport
+        scheduler = self._scheduler
+        while not self._finished:
+            self._sleeping = True
+            received = transport.receive(0.0 if self._posted else self._patience_s())
+            self._sleeping = False
+            now = time.monotonic()
+            for item in received:
+                self._take_in(item, now)
+            while self._posted:
+                self._posted.popleft()()
+            deadline = scheduler.next_deadline()
+            if deadline is not None and now >= deadline:
+                self._events.append(events.DeadlinePassed())
+            self._turn(now)
+            self.calls.pump(now)
+            self._turn(now)
+            for resident in tuple(self._residents):
+                resident.acknowledge()
+            if now >= self._next_tick:
+                self._next_tick = now + TICK_S
+                self._tick(now)
+
+    def _turn(self, now: float) -> None:
+        while self._events:
+            happened, self._events = self._events, []
+            self._perform(self._scheduler.handle_many(happened, now))
+
+    def _patience_s(self) -> float:
+        now = time.monotonic()
+        until = self._next_tick
+        for deadline in (self._scheduler.next_deadline(), self.calls.next_deadline()):
+            if deadline is not None:
+                until = min(until, deadline)
+        return max(0.0, until - now)
+
+    def _tick(self, now: float) -> None:
+        for resident in tuple(self._residents):
+            resident.tick(now)
+        if self.promised.launcher is not None and os.getppid() != self._parent:
+            self._parent = os.getppid()
+            self._notice("the MPI launcher died: stopping")
+            import _thread
+
+            _thread.interrupt_main()
+
+    # --- what comes in -------------------------------------------------------
+
+    def _take_in(self, item: Received, now: float) -> None:
+        worker = item.worker
+        match item.message:
+            case messages.CallReplies(seat=seat, replies=replies):
+                self.calls.replies(seat, replies, item.parts, now)
+            case messages.CallsReturned(seat=seat, calls=numbers):
+                self.calls.returned(seat, numbers)
+            case messages.SeatEnded(seat=seat, running=running, returned=numbers):
+                self.calls.seat_ended(seat, running, numbers)
+            case messages.AttemptsFinished(reports=reports):
+                self._events += [events.AttemptFinished(worker, report) for report in reports]
+            case messages.AttemptsStarted(starts=starts):
+                self._events += [
+                    events.AttemptStarted(worker, start.index, start.attempt, start.at) for start in starts
+                ]
+            case messages.TasksReturned(attempts=attempts):
+                self._events.append(events.TasksReturned(worker, list(attempts)))
+            case messages.Hello() as hello:
+                self._welcome(worker, hello)
+            case messages.WorkerFailed(traceback=text):
+                self._notice(f"worker rank {worker} failed:\n{text.rstrip()}")
+                self._lose(worker, "internal error")
+            case messages.Goodbye():
+                self._lose(worker, "it left")
+            case other:
+                raise InternalError(f"worker {worker} sent {other!r}")
+
+    def _welcome(self, worker: int, hello: messages.Hello) -> None:
+        assert self._workforce is not None
+        assert self._ranks is not None
+        workforce, transport = self._workforce, self._ranks.transport
+        workforce.hello(worker, hello)
+        for number, welcome in workforce.ready():
+            transport.send(number, welcome)
+            transport.send(
+                number,
+                messages.BookOpened(book=FUNCTION_BOOK, run_id=self.run_id, epoch=1, output_path=""),
+            )
+            transport.send(
+                number, messages.RecipesAdded(book=FUNCTION_BOOK, first=FUNCTION_RECIPE, recipes=self._recipes)
+            )
+            facts = workforce.facts(number)
+            memory_bytes = workforce.memory_bytes(number)
+            for resident in self._residents:
+                resident.welcome(lambda message, number=number: transport.send(number, message))
+                resident.worker_joined(number, facts, welcome.slots, memory_bytes)
+            self._events.append(
+                events.WorkerJoined(
+                    worker=number, slots=welcome.slots, memory_bytes=memory_bytes, gpus=facts.gpus
+                )
+            )
+        problems = []
+        for number, problem in workforce.refused():
+            problems.append(f"{workforce.name(number)} cannot work: {problem}")
+            self._notice(problems[-1])
+        if workforce.complete():
+            self._events.append(events.AllWorkersJoined())
+            if not workforce.count:
+                raise ClusterError("no worker can work: " + "; ".join(problems))
+            self._ready.set()
+
+    def _lose(self, worker: int, why: str) -> None:
+        assert self._workforce is not None
+        assert self._ranks is not None
+        self._ranks.left(worker)
+        if self._workforce.leave(worker):
+            self._events.append(events.WorkerLost(worker, why))
+            for resident in self._residents:
+                resident.worker_left(worker, why)
+
+    # --- what goes out -------------------------------------------------------
+
+    def _perform(self, to_do: list[Action]) -> None:
+        assert self._ranks is not None
+        transport = self._ranks.transport
+        owners = self._owners
+        for action in to_do:
+            match action:
+                case actions.Assign(worker=worker, attempts=attempts):
+                    orders = [owners[attempt.index].order(attempt) for attempt in attempts]
+                    transport.send(worker, messages.Assign(orders))
+                case actions.RecordAttempt(worker=worker, report=report, state=state):
+                    owners[report.index].attempt_ended(worker, report, state)
+                case actions.Notify() as notice:
+                    owners.pop(notice.index).ended(notice)
+                case actions.RecordAssigned(worker=worker, attempts=keys):
+                    by_owner: dict[Owner, list[tuple[int, int]]] = {}
+                    for key in keys:
+                        by_owner.setdefault(owners[key[0]], []).append(key)
+                    for owner, own_keys in by_owner.items():
+                        owner.assigned(worker, own_keys)
+                case actions.RecordStarted(worker=worker, index=index, attempt=attempt, at=at):
+                    owners[index].started(worker, index, attempt, at)
+                case actions.RecordTask(index=index, state=state, why=why, error=error):
+                    owners[index].task_changed(index, state, why, error)
+                case actions.Recall(worker=worker, attempts=keys):
+                    transport.send(worker, messages.Recall([messages.AttemptKey(*key) for key in keys]))
+                case actions.Cancel(worker=worker, index=index, attempt=attempt, interrupted=interrupted):
+                    transport.send(worker, messages.Cancel(index, attempt, interrupted))
+                case actions.Finish(reason=reason):
+                    self._finished = True
+                    if not self._stopping:
+                        raise ClusterError(f"the engine ended: {reason}")
+                case other:
+                    raise InternalError(f"the scheduler asks for {other!r}")
+
+    # --- for owners, in the thread -------------------------------------------
+
+    def submit(self, owner: Owner, requests: Sequence[TaskRequest]) -> None:
+        """Hand tasks to the scheduler."""
+        for request in requests:
+            self._owners[request.index] = owner
+        self._events.append(events.TasksSubmitted(list(requests)))
+
+    def cancel(self, index: int, by: str = "the user") -> None:
+        """Have a task of the scheduler cancelled."""
+        self._events.append(events.CancelRequested(index, by))
+
+    def note_final(self, index: int, state: TaskState) -> None:
+        """Tell the scheduler of a task that ended in an earlier start, for those that depend on it."""
+        self._scheduler.finals.set(index, state)
+
+    def send(self, worker: int, message: Any, parts: Sequence[Any] = ()) -> None:
+        """Send a message to a worker."""
+        assert self._ranks is not None
+        self._ranks.transport.send(worker, message, parts)
+
+    def broadcast(self, message: Any) -> None:
+        """Send a message to every worker that works."""
+        assert self._workforce is not None
+        for worker in self._workforce.present():
+            self.send(worker, message)
+
+    def add_resident(self, resident: Resident) -> None:
+        """Take an open results file on, and introduce it to the workers."""
+        assert self._workforce is not None
+        self._residents.append(resident)
+        resident.welcome(self.broadcast)
+        for worker in self._workforce.present():
+            facts = self._workforce.facts(worker)
+            resident.worker_joined(
+                worker, facts, self._workforce.slots_of(worker), self._workforce.memory_bytes(worker)
+            )
+
+    def remove_resident(self, resident: Resident) -> None:
+        """Let a results file go."""
+        self._residents.remove(resident)
+
+    def add_recipe(self, book: int, recipe: Recipe) -> int:
+        """Number a recipe and send it to the workers."""
+        number = len(self._recipes)
+        self._recipes.append(recipe)
+        self.broadcast(messages.RecipesAdded(book=book, first=number, recipes=[recipe]))
+        return number
+
+    # --- for the call desk ---------------------------------------------------
+
+    def request_seat(self, seat: Callable[[int], Seat]) -> None:
+        """See `calls.Engine`."""
+        index = self.new_index()
+        seat(index)
+        # A byte of memory makes it another shape than an ordinary task: it is never given in advance.
+        request = TaskRequest(index=index, memory_bytes=1, budget=RetryBudget(0, 0, 0, 0))
+        self.submit(self._seat_owner, [request])
+
+    def withdraw_seat(self, index: int) -> None:
+        """See `calls.Engine`."""
+        self.cancel(index, "the engine")
+
+    def tasks_wait(self) -> bool:
+        """See `calls.Engine`."""
+        counts = self._scheduler.counts()
+        return counts.ready + counts.backlog > self._seat_owner.waiting
+
+    def place_of(self, worker: int) -> str:
+        """See `calls.Engine`."""
+        assert self._workforce is not None
+        host = self._workforce.facts(worker).host
+        if self.promised.launcher is None:
+            return f"{host} (a function process of this program)"
+        return f"rank {worker} on {host}"
+
+    # --- the end -------------------------------------------------------------
+
+    def _fail(self, error: Exception) -> None:
+        if self.problem is None:
+            self.problem = error
+        self.calls.break_off(error)
+        for resident in tuple(self._residents):
+            resident.broken(error)
+
+    def _leave(self) -> None:
+        if self._ranks is None:
+            return
+        if self.problem is None:
+            self.calls.break_off(ClusterError("the engine was stopped"))
+        self._ranks.farewell(FAREWELL_S, self._notice)
+        if not self._ranks.dismiss():
+            self._notice("some workers did not say goodbye; MPI was ended by force")
+
+
+class _SeatOwner:
+    """The owner of the scheduler's tasks that are seats."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self.waiting = 0
+        """Seats that have not been placed."""
+
+    def order(self, assignment: Assignment) -> messages.TaskOrder:
+        return messages.TaskOrder(
+            index=assignment.index,
+            attempt=assignment.attempt,
+            params={},
+            task_id=str(assignment.index),
+            recipe=FUNCTION_RECIPE,
+        )
+
+    def assigned(self, worker: int, attempts: Sequence[tuple[int, int]]) -> None:
+        for index, _ in attempts:
+            # After the Assign that follows this record, so that the seat is there before its calls.
+            self._hub.post(lambda index=index: self._hub.calls.seat_opened(index, worker))
+
+    def started(self, worker: int, index: int, attempt: int, at: float) -> None:
+        return
+
+    def attempt_ended(self, worker: int, report: AttemptReport, state: TaskState) -> None:
+        return
+
+    def task_changed(self, index: int, state: TaskState, why: Why, error: str) -> None:
+        return
+
+    def ended(self, notice: actions.Notify) -> None:
+        self._hub.calls.seat_gone(notice.index, notice.report, notice.error)
+
+
+def _internal(error: BaseException) -> InternalError:
+    import traceback
+
+    text = "".join(traceback.format_exception(error))
+    return InternalError(f"the engine's thread failed:\n{text.rstrip()}")

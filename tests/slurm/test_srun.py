@@ -1,0 +1,96 @@
+"""Runs over three nodes of a real cluster: srun and mpiexec, slots, wrong flags, exit codes, signals."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+from runs_support import attempts, shell, states, write_sweep
+from slurm_support import ended, hosts_of_tasks, solver, workers
+
+pytestmark = [pytest.mark.multirank, pytest.mark.slurm]
+
+NODES = ["node1", "node2", "node3"]
+
+
+def test_one_rank_per_node_uses_every_core_of_every_node(slurm, tmp_path: Path) -> None:
+    """Three nodes of four slots write one file, rank 0's node works too, file locks are not needed."""
+    sweep = write_sweep(tmp_path, solver(0.3), "x = { range = [0, 60, 1] }")
+    slurm(
+        [*slurm.srun("-N3", "--ntasks-per-node=1", "-c4"), "keystone-mpi", "run", sweep],
+        env={"HDF5_USE_FILE_LOCKING": "FALSE"},
+    ).check()
+    path = tmp_path / "demo.h5"
+    assert workers(path) == [(node, 4) for node in NODES]
+    assert states(path) == ["SUCCESS"] * 60
+    ran = hosts_of_tasks(path)
+    assert sorted(ran) == NODES
+    assert min(ran.values()) >= 10
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["demo.h5", "started.log", "sweep.toml"]
+
+
+def test_one_rank_per_core(slurm, tmp_path: Path) -> None:
+    """Twelve ranks, eleven workers: the node of the master lends all its cores to its three workers."""
+    sweep = write_sweep(tmp_path, solver(0.1), "x = { range = [0, 24, 1] }")
+    slurm([*slurm.srun("-N3", "--ntasks-per-node=4"), "keystone-mpi", "run", sweep]).check()
+    found = workers(tmp_path / "demo.h5")
+    assert len(found) == 11
+    for node in NODES:
+        assert sum(slots for host, slots in found if host == node) == 4
+
+
+def test_mpiexec_in_a_batch_job(slurm, cluster, tmp_path: Path) -> None:
+    sweep = write_sweep(tmp_path, solver(0.1), "x = { range = [0, 24, 1] }")
+    spread = "-ppn 1" if slurm.mpi_kind == "mpich" else "--map-by ppr:1:node --bind-to none"
+    job = slurm.sbatch(
+        f"mpiexec -n 3 {spread} keystone-mpi run {sweep.name}",
+        "-N3", "--ntasks-per-node=1", "--exclusive", "-t5", "-ojob.log",
+    )  # fmt: skip
+    facts = cluster.wait_job(job)
+    assert facts["ExitCode"] == "0:0", (tmp_path / "job.log").read_text()
+    assert workers(tmp_path / "demo.h5") == [(node, 4) for node in NODES]
+
+
+@pytest.mark.parametrize("flag", ["none", "other"])
+def test_a_wrong_mpi_flag_is_refused_with_the_right_one(slurm, tmp_path: Path, flag: str) -> None:
+    """N worlds of size 1 that exit with 0, or a library that aborts in MPI_Init."""
+    wrong = {"mpich": "pmix", "openmpi": "pmi2"}[slurm.mpi_kind] if flag == "other" else "none"
+    sweep = write_sweep(tmp_path, solver(0.0), "x = [1, 2]")
+    done = slurm(
+        ["srun", f"--mpi={wrong}", "-N3", "--ntasks-per-node=1", "--exclusive", "keystone-mpi", "run", sweep]
+    )
+    assert done.returncode == 2, done.output
+    assert f"srun --mpi={slurm.flag}" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["sweep.toml"]
+
+
+def test_exit_codes_survive_kill_on_bad_exit(slurm, tmp_path: Path) -> None:
+    sweep = write_sweep(tmp_path, shell("test {x} -ne 3"), "x = [1, 2, 3, 4]")
+    run = [*slurm.srun("-N3", "--ntasks-per-node=1", "-c4"), "keystone-mpi", "run", sweep]
+    assert slurm(run).returncode == 1
+    assert slurm([*run, "--allow-failures", "1"]).returncode == 0
+    bad = slurm([*run[:-1], "missing.toml"])
+    assert bad.returncode == 2, bad.output
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM], ids=["USR1", "TERM"])
+def test_a_signal_to_the_step_drains_it(slurm, cluster, tmp_path: Path, wait_until, number: int) -> None:
+    """What runs is finished, nothing more is started, and 75 comes through srun."""
+    sweep = write_sweep(tmp_path, solver(1.5), "x = { range = [0, 60, 1] }")
+    job = slurm.sbatch(
+        f"{' '.join(slurm.srun('--ntasks-per-node=1'))} keystone-mpi run {sweep.name}; echo code $?",
+        "-N3", "--ntasks-per-node=1", "--exclusive", "-t5", "-ojob.log",
+    )  # fmt: skip
+    path = tmp_path / "demo.h5"
+    wait_until(lambda: len(ended(path)) >= 12, timeout_s=40)
+    cluster.run("scancel", f"--signal={signal.Signals(number).name.removeprefix('SIG')}", f"{job}.0")
+    cluster.wait_job(job)
+    log = (tmp_path / "job.log").read_text()
+    assert "code 75" in log, log
+    assert "signal" in log
+    done = states(path).count("SUCCESS")
+    assert 12 <= done < 60
+    assert len(attempts(path)) == done, "what ran was to be finished"
+    assert not path.with_name("demo.h5.journal").exists()

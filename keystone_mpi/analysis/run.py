@@ -285,6 +285,8 @@ class Run:
         params: dict[str, list[object]] = {}
         of_all: dict[str, dict[object, int]] = {}
         for name in self._contents.params:
+            if name in self._contents.space.get("derived", {}):
+                continue  # it only repeats what it is made of
             column = self._contents.param(name)
             distinct, counts = np.unique(
                 column if self._rows is None else column[self._rows], return_counts=True

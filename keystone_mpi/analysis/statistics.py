@@ -191,10 +191,12 @@ def dispatch_gaps(ran: Attempts, workers: Workers) -> Floats:
     follows the end number i: any pairing of ends with later starts has the
     same sum.
     """
+    if not len(ran.worker):
+        return np.empty(0)
     gaps = []
     order = np.argsort(ran.worker, kind="stable")
     sorted_worker = ran.worker[order]
-    bounds = np.flatnonzero(np.r_[True, sorted_worker[1:] != sorted_worker[:-1]]) if len(order) else order
+    bounds = np.flatnonzero(np.r_[True, sorted_worker[1:] != sorted_worker[:-1]])
     for first, stop in zip(bounds, [*bounds[1:], len(order)], strict=True):
         here = order[first:stop]
         worker = int(sorted_worker[first])

@@ -246,10 +246,13 @@ def render(seen: Look, height: int = 40) -> RenderableType:
 
     parts: list[Any] = [
         Text.assemble(
-            (seen.name, "bold"), f"  {seen.path}  ", (SENTENCES[seen.phase], STYLES[seen.phase]),
+            (seen.name, "bold"),
+            " ",
+            (SENTENCES[seen.phase], STYLES[seen.phase]),
             f" ({seen.reason})" if seen.reason else "",
+            (f"   {seen.path}", "dim"),
         )
-    ]  # fmt: skip
+    ]
     share = 100.0 * seen.done / seen.total if seen.total else 100.0
     bar = Table.grid(padding=(0, 1), expand=True)
     bar.add_column(width=4, justify="right")
@@ -302,10 +305,11 @@ def _worker_table(workers: list[WorkerLook], limit: int) -> Any:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name, justify in (("worker", "left"), ("rank", "right"), ("busy", "right")):
-        table.add_column(name, justify=justify, header_style="dim")  # type: ignore[arg-type]
-    table.add_column("runs (for how long)", header_style="dim", no_wrap=True, overflow="ellipsis")
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), expand=True)
+    table.add_column("worker", header_style="dim", no_wrap=True, max_width=24, overflow="ellipsis")
+    table.add_column("rank", justify="right", header_style="dim", no_wrap=True)
+    table.add_column("busy", justify="right", header_style="dim", no_wrap=True)
+    table.add_column("runs (for how long)", header_style="dim", no_wrap=True, overflow="ellipsis", ratio=1)
     shown = workers
     if len(workers) > limit:
         longest = sorted(workers, key=lambda worker: -max((took for _, took in worker.running), default=0.0))

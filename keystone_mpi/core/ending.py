@@ -35,7 +35,8 @@ def finish_reason(scheduler: Scheduler) -> tuple[FinishReason, int] | None:
     ready = count[Phase.READY]
     if scheduler.paused or count[Phase.DELAYED] or ready != scheduler.queue.stranded():
         return None
-    if count[Phase.TOO_LATE] and scheduler.pass_cut_at is None:
+    may_change = not scheduler.closed or (ready and not scheduler.all_joined)
+    if count[Phase.TOO_LATE] and scheduler.pass_cut_at is None and not may_change:
         return FinishReason.WALLTIME, pending
     if scheduler.all_joined and ready:
         return FinishReason.NO_WORKERS, pending

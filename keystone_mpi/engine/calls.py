@@ -64,11 +64,14 @@ class CallFuture(Future[Any]):
     call_later: Callable[[Callable[[], None]], None] | None = None
     """Runs callbacks elsewhere than in the engine's thread."""
 
+    _done_callbacks: list[Callable[[Any], object]]
+
     def _invoke_callbacks(self) -> None:
+        run: Callable[[], None] = super()._invoke_callbacks  # type: ignore[misc]
         if self._done_callbacks and self.call_later is not None:
-            self.call_later(super()._invoke_callbacks)
+            self.call_later(run)
         else:
-            super()._invoke_callbacks()
+            run()
 
 
 class PendingCall:
@@ -212,13 +215,17 @@ class CallDesk:
 
     def next_deadline(self) -> float | None:
         """Return when `pump` should be called again though nothing happens."""
-        for seat in self._seats.values():
-            if (len(seat.given) > 1 and not seat.recalled) or (seat.pool is None and not seat.closing):
-                break
-        else:
-            return None
-        stuck = any(len(seat.given) > 1 and not seat.recalled for seat in self._seats.values())
-        return self._look_at if stuck or self._engine.tasks_wait() else None
+        for pool in self._pools:
+            if not pool.pending and any(len(seat.given) > 1 and not seat.recalled for seat in pool.seats):
+                return self._look_at
+        if self._seats and self._engine.tasks_wait() and not all(s.closing for s in self._seats.values()):
+            return self._look_at
+        return None
+
+    @property
+    def unplaced(self) -> int:
+        """Seats that were asked for and have no worker yet."""
+        return sum(pool.requested for pool in self._pools)
 
     def _pump_pool(self, pool: CallPool, now: float) -> None:
         limit = min(pool.limit or self._engine.slots, self._engine.slots)
@@ -334,9 +341,9 @@ class CallDesk:
                 if outcome == frames.OK:
                     future.set_result(value)
                 else:
-                    error, text = value
-                    error.__cause__ = RemoteTraceback(f"on {self._engine.place_of(seat.worker)}:\n{text}")
-                    future.set_exception(error)
+                    raised, text = value
+                    raised.__cause__ = RemoteTraceback(f"on {self._engine.place_of(seat.worker)}:\n{text}")
+                    future.set_exception(raised)
             self._settled(pool)
         seat.answered += len(replies)
         pool.stillborn = 0

@@ -27,7 +27,7 @@ import msgspec
 from keystone_mpi.execution import function_frames as frames
 from keystone_mpi.execution.function_frames import SharedBlock
 from keystone_mpi.execution.function_server import SOCKET_VARIABLE
-from keystone_mpi.execution.launcher_client import local_scratch_path
+from keystone_mpi.execution.scratch import local_scratch_path
 from keystone_mpi.tools.recipe import Launch
 from keystone_mpi.transport.messages import (
     Call,
@@ -211,9 +211,7 @@ class FunctionSeats:
                     self._send_function(seat, call.function)
                 blocks = [frames.as_block(part) for part in parts]
                 sizes = [block.size_bytes for block in blocks]
-                frames.send(
-                    seat.queue, frames.pack_call(call.function, call.call, call.data, sizes), blocks
-                )
+                frames.send(seat.queue, frames.pack_call(call.function, call.call, call.data, sizes), blocks)
             except BlockingIOError:
                 return
             except OSError:

@@ -12,6 +12,7 @@ owner (a book, or the call desk) that knows what the scheduler's index stands fo
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import secrets
@@ -25,7 +26,15 @@ from keystone_mpi.core import actions, events
 from keystone_mpi.core.actions import Action
 from keystone_mpi.core.errors import ClusterError, InternalError, KeystoneError
 from keystone_mpi.core.events import Event
-from keystone_mpi.core.model import Assignment, AttemptReport, RetryBudget, TaskRequest, TaskState, Why
+from keystone_mpi.core.model import (
+    Assignment,
+    AttemptKey,
+    AttemptReport,
+    RetryBudget,
+    TaskRequest,
+    TaskState,
+    Why,
+)
 from keystone_mpi.core.scheduler import Scheduler
 from keystone_mpi.engine.calls import CallDesk, Seat
 from keystone_mpi.engine.ranks import FAREWELL_S, Ranks, bring_up
@@ -118,6 +127,8 @@ class Hub:
         self._indices = itertools.count()
         self._books = itertools.count(FUNCTION_BOOK + 1)
         self._posted: deque[Callable[[], None]] = deque()
+        self._news = False
+        """Something was asked for since the last look."""
         self._sleeping = False
         self._ready = threading.Event()
         self._ended = threading.Event()
@@ -162,6 +173,7 @@ class Hub:
 
     def wake(self) -> None:
         """Make the engine look."""
+        self._news = True
         if self._sleeping and self._ranks is not None:
             self._sleeping = False
             self._ranks.transport.wake()
@@ -256,8 +268,8 @@ class Hub:
         scheduler = self._scheduler
         while not self._finished:
             self._sleeping = True
-            received = transport.receive(0.0 if self._posted else self._patience_s())
-            self._sleeping = False
+            received = transport.receive(0.0 if self._news else self._patience_s())
+            self._sleeping = self._news = False
             now = time.monotonic()
             for item in received:
                 self._take_in(item, now)
@@ -339,12 +351,13 @@ class Hub:
                 messages.BookOpened(book=FUNCTION_BOOK, run_id=self.run_id, epoch=1, output_path=""),
             )
             transport.send(
-                number, messages.RecipesAdded(book=FUNCTION_BOOK, first=FUNCTION_RECIPE, recipes=self._recipes)
+                number,
+                messages.RecipesAdded(book=FUNCTION_BOOK, first=FUNCTION_RECIPE, recipes=self._recipes),
             )
             facts = workforce.facts(number)
             memory_bytes = workforce.memory_bytes(number)
             for resident in self._residents:
-                resident.welcome(lambda message, number=number: transport.send(number, message))
+                resident.welcome(functools.partial(transport.send, number))
                 resident.worker_joined(number, facts, welcome.slots, memory_bytes)
             self._events.append(
                 events.WorkerJoined(
@@ -396,7 +409,7 @@ class Hub:
                 case actions.RecordTask(index=index, state=state, why=why, error=error):
                     owners[index].task_changed(index, state, why, error)
                 case actions.Recall(worker=worker, attempts=keys):
-                    transport.send(worker, messages.Recall([messages.AttemptKey(*key) for key in keys]))
+                    transport.send(worker, messages.Recall([AttemptKey(*key) for key in keys]))
                 case actions.Cancel(worker=worker, index=index, attempt=attempt, interrupted=interrupted):
                     transport.send(worker, messages.Cancel(index, attempt, interrupted))
                 case actions.Finish(reason=reason):
@@ -472,7 +485,7 @@ class Hub:
     def tasks_wait(self) -> bool:
         """See `calls.Engine`."""
         counts = self._scheduler.counts()
-        return counts.ready + counts.backlog > self._seat_owner.waiting
+        return counts.ready + counts.backlog > self.calls.unplaced
 
     def place_of(self, worker: int) -> str:
         """See `calls.Engine`."""
@@ -506,8 +519,6 @@ class _SeatOwner:
 
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
-        self.waiting = 0
-        """Seats that have not been placed."""
 
     def order(self, assignment: Assignment) -> messages.TaskOrder:
         return messages.TaskOrder(
@@ -521,7 +532,7 @@ class _SeatOwner:
     def assigned(self, worker: int, attempts: Sequence[tuple[int, int]]) -> None:
         for index, _ in attempts:
             # After the Assign that follows this record, so that the seat is there before its calls.
-            self._hub.post(lambda index=index: self._hub.calls.seat_opened(index, worker))
+            self._hub.post(functools.partial(self._hub.calls.seat_opened, index, worker))
 
     def started(self, worker: int, index: int, attempt: int, at: float) -> None:
         return

@@ -121,7 +121,6 @@ def _run(
             deadline=options.deadline,
             in_batch_job=options.in_batch_job,
         ) as stop:
-            stop.forget_drain_file()
             source = session.plan.source()
             master = Master(
                 plan=session.plan,

@@ -27,6 +27,7 @@ from keystone_mpi.core.model import FINAL_STATES, TaskState, Why
 from keystone_mpi.engine.columns import columns_from_spec
 from keystone_mpi.engine.plan import PlanOptions, RunPlan, make_plan
 from keystone_mpi.engine.provenance import gather_provenance
+from keystone_mpi.engine.stopping import DRAIN_SUFFIX
 from keystone_mpi.engine.store_process import StoreClient
 from keystone_mpi.records import entries
 from keystone_mpi.records.committer import Committer
@@ -214,6 +215,7 @@ def open_session(sweep: Sweep, options: SessionOptions) -> Session:
     epoch = 1 if earlier is None or options.fresh else earlier.epoch + 1
     lease = acquire(output_path, run_id=run_id, epoch=epoch, job_id=job_name(), is_gone=options.is_gone)
     try:
+        _forget_old_drain(output_path, lease)
         if holder is not None:
             notices.append(f"took over from {holder.holder()}, which is gone")
         base = _recovered(output_path, lease, earlier)
@@ -296,3 +298,13 @@ def job_name() -> str:
     if job_id:
         return f"{job_id}/{restart}" if restart != "0" else job_id
     return os.environ.get("PBS_JOBID", "")
+
+
+def _forget_old_drain(output_path: Path, lease: Lease) -> None:
+    """Remove a request to drain that was meant for an earlier start; one made since is ours."""
+    request = Path(f"{output_path}{DRAIN_SUFFIX}")
+    try:
+        if request.stat().st_mtime < lease.info.acquired:
+            request.unlink()
+    except FileNotFoundError:
+        return

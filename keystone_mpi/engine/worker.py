@@ -26,12 +26,13 @@ from keystone_mpi.engine.function_seats import FunctionSeats, Outgoing
 from keystone_mpi.engine.slot_pool import Placement, SlotPool
 from keystone_mpi.execution import launcher_client
 from keystone_mpi.execution.function_frames import SharedBlock
-from keystone_mpi.execution.launcher_client import LauncherClient, local_scratch_path
+from keystone_mpi.execution.launcher_client import LauncherClient
 from keystone_mpi.execution.processes import sweep_earlier_epochs
+from keystone_mpi.execution.scratch import local_scratch_path
 from keystone_mpi.execution.slot_messages import SlotOrder
 from keystone_mpi.execution.slots import NodeResources, divide
-from keystone_mpi.tools.render import RenderContext, Renderer
 from keystone_mpi.tools.recipe import Recipe
+from keystone_mpi.tools.render import RenderContext, Renderer
 from keystone_mpi.transport.channel import Delivered, WorkerEnd
 from keystone_mpi.transport.messages import (
     PROTOCOL_VERSION,

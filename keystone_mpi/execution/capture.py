@@ -18,6 +18,9 @@ from collections.abc import Callable, Iterator
 PACKED_INLINE_BYTES = 1 << 20
 """Packed output up to this size travels in the report."""
 _CHUNK_BYTES = 1 << 16
+PROGRESS_MARK = b"KEYSTONE_PROGRESS"
+"""A line of this and a number from 0 to 1 says how far a solver is."""
+_PROGRESS_LINE_BYTES = 64
 
 
 class OutputStream:
@@ -29,7 +32,16 @@ class OutputStream:
         How much of the end is kept.
     """
 
-    __slots__ = ("_limit", "_packed", "_watcher", "_window", "read_fd", "total_bytes", "write_fd")
+    __slots__ = (
+        "_limit",
+        "_packed",
+        "_watcher",
+        "_window",
+        "progress",
+        "read_fd",
+        "total_bytes",
+        "write_fd",
+    )
 
     def __init__(self, window_bytes: int) -> None:
         self._limit = window_bytes
@@ -37,6 +49,8 @@ class OutputStream:
         self._watcher: Callable[[bytes], None] | None = None
         self._packed: PackedOutput | None = None
         self.total_bytes = 0
+        self.progress: float | None = None
+        """What the solver printed last about how far it is, until somebody takes it."""
         self.read_fd = -1
         self.write_fd = -1
         self.open()
@@ -56,6 +70,7 @@ class OutputStream:
         if self.total_bytes:
             self._window = bytearray()
             self.total_bytes = 0
+        self.progress = None
         self._watcher = watcher
         self._packed = packed
 
@@ -70,6 +85,8 @@ class OutputStream:
         self.total_bytes += len(chunk)
         window = self._window
         window += chunk
+        if window.rfind(PROGRESS_MARK, max(0, len(window) - len(chunk) - _PROGRESS_LINE_BYTES)) >= 0:
+            self._read_progress(len(chunk))
         if len(window) > 2 * self._limit:
             del window[: -self._limit]
         if self._watcher is not None:
@@ -77,6 +94,19 @@ class OutputStream:
         if self._packed is not None:
             self._packed.add(chunk)
         return True
+
+    def _read_progress(self, size: int) -> None:
+        """Look at the last whole progress line that the new bytes end or hold."""
+        text = bytes(self._window[-size - _PROGRESS_LINE_BYTES :])
+        for line in reversed(text.split(b"\n")[:-1]):
+            if line.startswith(PROGRESS_MARK):
+                try:
+                    fraction = float(line[len(PROGRESS_MARK) :].lstrip(b" =:\t"))
+                except ValueError:
+                    continue
+                if fraction == fraction:
+                    self.progress = min(1.0, max(0.0, fraction))
+                return
 
     def drain(self) -> None:
         """Take all that is in the pipe now; for when nobody writes any more."""

@@ -94,16 +94,12 @@ def as_buffer(part: Any) -> Any:
 
 def pack_call(function: int, call: int, data: bytes, part_sizes: Sequence[int]) -> bytes:
     """Spell a call; the parts go along as descriptors."""
-    return b"".join(
-        (_CALL.pack(CALL, len(part_sizes), function, call), *map(_SIZE.pack, part_sizes), data)
-    )
+    return b"".join((_CALL.pack(CALL, len(part_sizes), function, call), *map(_SIZE.pack, part_sizes), data))
 
 
 def pack_function(function: int, data: bytes, part_sizes: Sequence[int]) -> bytes:
     """Spell the definition of a function that calls refer to by number."""
-    return b"".join(
-        (_CALL.pack(FUNCTION, len(part_sizes), function, 0), *map(_SIZE.pack, part_sizes), data)
-    )
+    return b"".join((_CALL.pack(FUNCTION, len(part_sizes), function, 0), *map(_SIZE.pack, part_sizes), data))
 
 
 def unpack_call(message: bytes) -> tuple[int, int, int, memoryview, list[int]]:

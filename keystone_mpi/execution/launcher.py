@@ -24,7 +24,14 @@ import msgspec
 
 from keystone_mpi.execution.environment import environment_before_launch, scrub
 from keystone_mpi.execution.processes import become_subreaper, descendants, signal_each
-from keystone_mpi.execution.slot_messages import FromLauncher, LauncherTrouble, SlotEnded, SlotWanted
+from keystone_mpi.execution.slot_messages import (
+    FromLauncher,
+    LauncherTrouble,
+    Preparation,
+    SlotEnded,
+    SlotWanted,
+    ToLauncher,
+)
 from keystone_mpi.execution.slot_process import run_slot
 
 SLOTS_END_S = 3.0
@@ -102,7 +109,10 @@ class Launcher:
             return False
         if not data:
             return False
-        wanted = msgspec.msgpack.decode(data, type=SlotWanted)
+        wanted = msgspec.msgpack.decode(data, type=ToLauncher)
+        if isinstance(wanted, Preparation):
+            self._prepare(wanted)
+            return True
         sock = socket.socket(fileno=fds[0])
         # A received descriptor is inheritable: a solver that holds it would hide its rank's death.
         sock.set_inheritable(False)
@@ -114,6 +124,17 @@ class Launcher:
         finally:
             sock.close()
         return True
+
+    def _prepare(self, wanted: Preparation) -> None:
+        from keystone_mpi.execution.preparing import prepare_worker
+
+        # Its children are waited for by themselves, not by `_reap`, which runs after this.
+        self._send(prepare_worker(wanted, self._base_env, self._rank_is_gone))
+
+    def _rank_is_gone(self) -> bool:
+        poller = select.poll()
+        poller.register(self._control, 0)
+        return bool(poller.poll(0))
 
     def _fork_slot(self, wanted: SlotWanted, sock: socket.socket) -> None:
         root = os.path.dirname(wanted.scratch_path)

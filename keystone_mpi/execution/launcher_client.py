@@ -15,7 +15,6 @@ that was submitted comes back exactly once: in `AttemptFinished` or in
 from __future__ import annotations
 
 import os
-import secrets
 import select
 import shutil
 import socket
@@ -29,13 +28,17 @@ import msgspec
 from keystone_mpi.core.errors import ClusterError, InternalError
 from keystone_mpi.core.model import AttemptReport, Outcome, Why
 from keystone_mpi.execution import slot_messages
-from keystone_mpi.execution.launcher_command import launcher_argv, local_scratch_path
+from keystone_mpi.execution.launcher_command import launcher_argv
+from keystone_mpi.execution.preparations import Preparations
 from keystone_mpi.execution.processes import sweep_by_tag
+from keystone_mpi.execution.scratch import new_scratch_root, remove_stale_roots
 from keystone_mpi.execution.slot_events import (
     AttemptFinished,
+    AttemptProgress,
     AttemptStarted,
     LauncherRestarted,
     OrdersReturned,
+    RecipePrepared,
     SlotEvent,
     SlotLost,
 )
@@ -46,6 +49,7 @@ from keystone_mpi.execution.slot_messages import (
     FromSlot,
     LauncherTrouble,
     MoreRecipes,
+    Preparation,
     RecallOrders,
     SlotEnded,
     SlotOrder,
@@ -61,13 +65,14 @@ from keystone_mpi.tools.recipe import Recipe
 
 __all__ = [
     "AttemptFinished",
+    "AttemptProgress",
     "AttemptStarted",
     "LauncherClient",
     "LauncherRestarted",
     "OrdersReturned",
+    "RecipePrepared",
     "SlotEvent",
     "SlotLost",
-    "local_scratch_path",
 ]
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -88,6 +93,7 @@ class LauncherClient:
         self._epoll = select.epoll()
         self._setup: SlotSetup | None = None
         self._more: list[MoreRecipes] = []
+        self._preparations = Preparations()
         self._tags: set[str] = set()
         """Run ids that this worker's solvers carry."""
         self._slots: dict[int, SlotState] = {}
@@ -134,9 +140,8 @@ class LauncherClient:
         finally:
             theirs.close()
         self._control = ours
-        self._scratch_root = os.path.join(
-            local_scratch_path(), f"keystone-{os.getuid()}-{secrets.token_hex(8)}"
-        )
+        remove_stale_roots()
+        self._scratch_root = new_scratch_root()
         self._epoll.register(ours.fileno(), select.EPOLLIN)
 
     @property
@@ -193,6 +198,10 @@ class LauncherClient:
         for state in self._slots.values():
             if not state.channel.closed:
                 self._send(state, [more])
+
+    def prepare(self, wanted: Preparation) -> None:
+        """Have a recipe's setup run, once; answered by `RecipePrepared`, and no order of it before."""
+        self._preparations.ask(wanted, self._control)
 
     def close(self, grace_s: float = 0.0) -> int:
         """Kill what runs, end slot processes and launcher.
@@ -328,7 +337,9 @@ class LauncherClient:
             pass
         finally:
             theirs.close()
-        self._send(state, [msgspec.structs.replace(self._setup, slot=number), *self._more])
+        self._send(
+            state, [msgspec.structs.replace(self._setup, slot=number), *self._more, *self._preparations.ready]
+        )
         return state
 
     def _send(self, slot: SlotState, messages: Sequence[ToSlot]) -> None:
@@ -365,6 +376,10 @@ class LauncherClient:
                         events.append(AttemptFinished(number, report))
                     case slot_messages.AttemptStarted():
                         events.append(AttemptStarted(number, message.index, message.attempt, message.at))
+                    case slot_messages.AttemptProgress():
+                        events.append(
+                            AttemptProgress(number, message.index, message.attempt, message.fraction)
+                        )
                     case slot_messages.OrdersReturned():
                         for key in message.keys:
                             state.orders.pop(key, None)
@@ -408,6 +423,12 @@ class LauncherClient:
                     if message.slot in self._slots and self._slots[message.slot] is state:
                         self._drop_channel(state)
                         self._bury(message.slot, state)
+                case slot_messages.RecipePrepared():
+                    if self._preparations.answered(message):
+                        for state in self._slots.values():
+                            if not state.channel.closed:
+                                self._send(state, [message])
+                    self._events.append(RecipePrepared(message.recipe, message.error))
                 case LauncherTrouble():
                     self._trouble = message.traceback.strip().splitlines()[-1]
                 case _:
@@ -492,4 +513,5 @@ class LauncherClient:
             )
         self._old_scratch_roots.append(self._scratch_root)
         self.start()
+        self._preparations.ask_again(self._control)
         self._events.append(LauncherRestarted(reason))

@@ -46,4 +46,29 @@ class LauncherRestarted(msgspec.Struct, frozen=True):
     reason: str
 
 
-SlotEvent = AttemptStarted | AttemptFinished | OrdersReturned | SlotLost | LauncherRestarted
+class AttemptProgress(msgspec.Struct, frozen=True):
+    """A solver said how far it is."""
+
+    slot: int
+    index: int
+    attempt: int
+    fraction: float
+
+
+class RecipePrepared(msgspec.Struct, frozen=True):
+    """A recipe's setup has ended."""
+
+    recipe: int
+    error: str
+    """Why none of its attempts can run here; empty: they can."""
+
+
+SlotEvent = (
+    AttemptStarted
+    | AttemptProgress
+    | AttemptFinished
+    | OrdersReturned
+    | RecipePrepared
+    | SlotLost
+    | LauncherRestarted
+)

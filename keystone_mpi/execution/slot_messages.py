@@ -6,9 +6,9 @@ slot process gets is its `SlotSetup`; a closed socket means that the other side
 is dead.
 
     rank: SlotSetup, MoreRecipes*, SlotOrder*, CancelOrder, RecallOrders, StopSlot --> slot process
-    rank: <-- AttemptStarted, AttemptFinished, OrdersReturned, SlotStopped, SlotTrouble
-    rank: SlotWanted (with one end of a new socket pair) --> launcher
-    rank: <-- SlotEnded, LauncherTrouble
+    rank: <-- AttemptStarted, AttemptProgress, AttemptFinished, OrdersReturned, SlotStopped, SlotTrouble
+    rank: Preparation*, SlotWanted (with one end of a new socket pair) --> launcher
+    rank: <-- RecipePrepared, SlotEnded, LauncherTrouble
 """
 
 from __future__ import annotations
@@ -96,6 +96,13 @@ class AttemptStarted(msgspec.Struct, frozen=True, tag="started", array_like=True
     """Seconds since the epoch."""
 
 
+class AttemptProgress(msgspec.Struct, frozen=True, tag="progress", array_like=True):
+    index: int
+    attempt: int
+    fraction: float
+    """What the solver says of itself, 0 to 1."""
+
+
 class AttemptFinished(msgspec.Struct, frozen=True, tag="finished", array_like=True):
     report: AttemptReport
 
@@ -115,8 +122,22 @@ class SlotTrouble(msgspec.Struct, frozen=True, tag="trouble", array_like=True):
     traceback: str
 
 
-ToSlot = SlotSetup | MoreRecipes | SlotOrder | CancelOrder | RecallOrders | StopSlot
-FromSlot = AttemptStarted | AttemptFinished | OrdersReturned | SlotStopped | SlotTrouble
+class RecipePrepared(msgspec.Struct, frozen=True, tag="prepared", array_like=True):
+    """Answer to `Preparation`; the rank tells its slot processes."""
+
+    recipe: int
+    error: str = ""
+    """Why no attempt of the recipe can run on this worker; empty: they can."""
+    env: dict[bytes, bytes] = {}
+    """What its solvers see."""
+    launcher: tuple[str, ...] = ()
+    """What starts ranks, up to ``-n N``."""
+    rewrites_arguments: bool = False
+    """That launcher changes arguments of the solver that look like its own."""
+
+
+ToSlot = RecipePrepared | SlotSetup | MoreRecipes | SlotOrder | CancelOrder | RecallOrders | StopSlot
+FromSlot = AttemptStarted | AttemptProgress | AttemptFinished | OrdersReturned | SlotStopped | SlotTrouble
 
 
 class SlotWanted(msgspec.Struct, frozen=True, tag="slot"):
@@ -127,6 +148,27 @@ class SlotWanted(msgspec.Struct, frozen=True, tag="slot"):
     """Counts the slot processes that the rank asked for; names this one."""
     scratch_path: str
     """Private folder on the node's own disk; the launcher makes it."""
+
+
+class Preparation(msgspec.Struct, frozen=True, tag="prepare"):
+    """What a launcher is asked to do for one recipe."""
+
+    recipe: int
+    """Its position among the run's recipes."""
+    setup: tuple[str, ...]
+    check: tuple[str, ...]
+    check_hint: str
+    program: str
+    """First word of the command, where that is known; empty: nothing to look up."""
+    unset: tuple[str, ...]
+    launcher: str
+    launcher_path: str
+    launcher_flags: tuple[str, ...]
+    threads: int
+    mpi_program: str
+    cwd: str
+    tags: dict[str, str] = {}
+    """Variables by which leftovers are found."""
 
 
 class SlotEnded(msgspec.Struct, frozen=True, tag="ended"):
@@ -147,7 +189,8 @@ class LauncherTrouble(msgspec.Struct, frozen=True, tag="trouble"):
     traceback: str
 
 
-FromLauncher = SlotEnded | LauncherTrouble
+ToLauncher = SlotWanted | Preparation
+FromLauncher = SlotEnded | RecipePrepared | LauncherTrouble
 
 _HEADER_BYTES = 4
 _READ_BYTES = 1 << 16

@@ -30,11 +30,13 @@ import msgspec
 from keystone_mpi.core.model import AttemptReport, Outcome, Why
 from keystone_mpi.execution.attempt_report import TAIL_BYTES, PackedPair, QuietSuccess, Reporter
 from keystone_mpi.execution.capture import OutputStream, PackedOutput
-from keystone_mpi.execution.processes import RUN_TAG, WORKER_TAG, become_subreaper, descendants, signal_each
+from keystone_mpi.execution.processes import become_subreaper, descendants, signal_each
+from keystone_mpi.execution.queued_order import Environments, QueuedOrder, cache_home
 from keystone_mpi.execution.shards import ShardWriter
 from keystone_mpi.execution.slot_messages import (
     STARTED_AFTER_S,
     AttemptFinished,
+    AttemptProgress,
     AttemptStarted,
     CancelOrder,
     FrameChannel,
@@ -42,6 +44,7 @@ from keystone_mpi.execution.slot_messages import (
     MoreRecipes,
     OrdersReturned,
     RecallOrders,
+    RecipePrepared,
     SlotOrder,
     SlotSetup,
     SlotStopped,
@@ -53,6 +56,7 @@ from keystone_mpi.execution.solver_run import SolverRun
 from keystone_mpi.execution.starting import NotStartedError, Programs
 from keystone_mpi.execution.workfolder import prepare
 from keystone_mpi.tools.collect import STDOUT_WINDOW_BYTES, Collection, CollectPlan
+from keystone_mpi.tools.jit_cache import JitCache
 from keystone_mpi.tools.recipe import Recipe
 
 ORPHAN_GRACE_S = 1.0
@@ -72,19 +76,6 @@ _decode = msgspec.msgpack.Decoder(list[ToSlot]).decode
 _encode = msgspec.msgpack.Encoder().encode
 
 
-class _Order:
-    """An order in the queue."""
-
-    __slots__ = ("env", "order", "plain")
-
-    def __init__(self, order: SlotOrder, env: dict[bytes, bytes] | None, plain: bool) -> None:
-        self.order = order
-        self.env = env
-        """None: made when its turn comes."""
-        self.plain = plain
-        """No files before, no rules after: nothing but a command."""
-
-
 class SlotProcess:
     """The state of one slot process.
 
@@ -101,18 +92,20 @@ class SlotProcess:
     """
 
     __slots__ = (
+        "_cache",
         "_channel",
         "_cpus",
         "_current",
         "_cwd",
         "_ending",
-        "_env",
+        "_environments",
         "_flush_at",
         "_notice_at",
         "_orders",
         "_plain_recipes",
         "_plans",
         "_programs",
+        "_progress_at",
         "_reporter",
         "_run",
         "_scratch",
@@ -133,10 +126,11 @@ class SlotProcess:
     ) -> None:
         self._channel = channel
         self._setup = setup
-        self._env = dict(base_env)
-        self._env[RUN_TAG.encode()] = setup.run_id.encode()
-        self._env[WORKER_TAG.encode()] = str(setup.worker).encode()
+        self._environments = Environments(setup, base_env)
         self._scratch = scratch_path
+        self._cache = JitCache(os.path.join(os.path.dirname(scratch_path), "cache"), scratch_path)
+        self._progress_at = 0.0
+        """Monotonic time from which on progress may be told again."""
         self._plans = [CollectPlan(recipe) for recipe in setup.recipes]
         self._plain_recipes = [_is_plain(plan) for plan in self._plans]
         self._stdout = OutputStream(STDOUT_WINDOW_BYTES)
@@ -148,7 +142,7 @@ class SlotProcess:
         """Recipe -> position in `_shards`."""
         self._reporter = Reporter(scratch_path, self._shards[0], self._stdout, self._stderr, self._run)
         self._programs = Programs(os.defpath.encode())
-        self._orders: deque[_Order] = deque()
+        self._orders: deque[QueuedOrder] = deque()
         self._current: SlotOrder | None = None
         self._unsent: list[FromSlot | QuietSuccess] = []
         self._flush_at = math.inf
@@ -205,15 +199,32 @@ class SlotProcess:
                 AttemptStarted(self._current.index, self._current.attempt, self._started_wall)
             )
             self._flush_at = now
+        again = self._tell_progress(now)
         if now >= self._flush_at:
             self._flush()
-        return min(self._notice_at, self._flush_at)
+        return min(self._notice_at, self._flush_at, again)
+
+    def _tell_progress(self, now: float) -> float:
+        """Tell the rank how far the solver says it is; return when to look again."""
+        fraction = self._stdout.progress
+        if fraction is None or self._current is None:
+            return math.inf
+        if now < self._progress_at:
+            return self._progress_at
+        self._progress_at = now + PROGRESS_EVERY_S
+        self._stdout.progress = None
+        self._unsent.append(AttemptProgress(*self._current.key, fraction))
+        self._flush_at = now
+        return math.inf
 
     def _handle(self, message: ToSlot) -> None:
         match message:
             case SlotOrder():
+                message, argv = self._environments.command_of(message, self._plans[message.recipe].recipe)
                 env = self._environment(message) if len(self._orders) < _MADE_AHEAD else None
-                self._orders.append(_Order(message, env, self._is_plain_order(message)))
+                self._orders.append(QueuedOrder(message, env, self._is_plain_order(message), argv))
+            case RecipePrepared():
+                self._environments.prepared(message)
             case CancelOrder():
                 self._cancel(message)
             case RecallOrders():
@@ -292,7 +303,7 @@ class SlotProcess:
 
     # -- one attempt
 
-    def _attempt(self, item: _Order) -> None:
+    def _attempt(self, item: QueuedOrder) -> None:
         self._since_collection += 1
         if self._since_collection >= _COLLECT_EVERY:
             self._since_collection = 0
@@ -339,6 +350,8 @@ class SlotProcess:
         )
         if plan.recipe.workdir != "none":
             self._cwd = ""
+        if plan.recipe.jit_cache:
+            self._cache.end(report.outcome is Outcome.SUCCESS)
         self._keep(AttemptFinished(report))
         if run.left_behind:
             self._ending = True
@@ -352,11 +365,7 @@ class SlotProcess:
         return ShardWriter(output_path, f"e{epoch}-w{self._setup.worker}-s{self._setup.slot}.bin")
 
     def _environment(self, order: SlotOrder) -> dict[bytes, bytes]:
-        env = self._env.copy()
-        for name, value in order.launch.env.items():
-            env[name.encode("utf-8", "surrogateescape")] = value.encode("utf-8", "surrogateescape")
-        env[b"KEYSTONE_RESULT"] = self._reporter.result_path(order).encode("utf-8", "surrogateescape")
-        return env
+        return self._environments.make(order, self._reporter.result_path(order))
 
     def _is_plain_order(self, order: SlotOrder) -> bool:
         launch = order.launch
@@ -364,7 +373,7 @@ class SlotProcess:
             launch.writes or launch.copies or launch.links or launch.stdin
         )
 
-    def _start(self, item: _Order, plan: CollectPlan) -> tuple[Collection | None, PackedPair | None]:
+    def _start(self, item: QueuedOrder, plan: CollectPlan) -> tuple[Collection | None, PackedPair | None]:
         order = item.order
         launch = order.launch
         cpus = order.cpus or self._setup.cpus
@@ -379,24 +388,27 @@ class SlotProcess:
             self._stderr.begin(None, None)
         else:
             recipe = plan.recipe
+            if recipe.jit_cache and "XDG_CACHE_HOME" not in launch.env:
+                env[b"XDG_CACHE_HOME"] = os.fsencode(self._cache.begin(order.attempt, cache_home(env)))
             if recipe.workdir != "none" or launch.writes or launch.copies or launch.links:
                 prepare(order, recipe)
             if plan.has_rules:
-                collection = plan.start(launch.collect_files)
+                collection = plan.start(launch.collect_files, launch.cwd)
             if recipe.keep_output != "tail":
                 packed = PackedOutput(self._scratch), PackedOutput(self._scratch)
             self._begin_capture(plan, collection, packed)
         if launch.cwd != self._cwd:
             self._enter(launch.cwd)
-        program = self._programs.find(launch.argv[0], env.get(b"PATH", b""))
+        argv = item.argv
+        program = self._programs.find(argv[0], env.get(b"PATH", b""))
         if launch.stdin:
             stdin_fd = os.open(launch.stdin, os.O_RDONLY | os.O_CLOEXEC)
         self._started_wall = time.time()
         self._started_mono = time.monotonic()
         try:
-            self._run.spawn(program, launch.argv, env, stdin_fd)
+            self._run.spawn(program, argv, env, stdin_fd)
         except (OSError, ValueError) as problem:
-            raise NotStartedError(self._programs.explain(launch.argv[0], program, problem)) from None
+            raise NotStartedError(self._programs.explain(argv[0], program, problem)) from None
         finally:
             if stdin_fd >= 0:
                 os.close(stdin_fd)
@@ -428,7 +440,12 @@ class SlotProcess:
 
 def _is_plain(plan: CollectPlan) -> bool:
     recipe: Recipe = plan.recipe
-    return recipe.workdir == "none" and recipe.keep_output == "tail" and not plan.has_rules
+    return (
+        recipe.workdir == "none"
+        and recipe.keep_output == "tail"
+        and not plan.has_rules
+        and not recipe.jit_cache
+    )
 
 
 def run_slot(sock: socket.socket, base_env: dict[bytes, bytes], scratch_path: str) -> int:

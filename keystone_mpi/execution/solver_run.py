@@ -7,6 +7,7 @@ belongs to its present attempt, because orphans come back to it (subreaper).
     spawn --> poll [wakeup of SIGCHLD, control socket, stdout, stderr] until the solver is reaped
           deadline | memory | cancel --> TERM to all --> grace --> KILL to all, again and again
           solver gone, others left   --> TERM to all --> 1 s   --> KILL
+          TERM or INT came to this process, too, and the solver fails --> interrupted: it was meant for the job
     ECHILD --> ended
 """
 
@@ -32,6 +33,11 @@ _LONGEST_POLL_S = 1e6
 
 # Python and the launcher ignore some signals, and ignoring is inherited: solvers start with the defaults.
 _DEFAULTED = tuple(set(signal.valid_signals()) - {signal.SIGKILL, signal.SIGSTOP})
+# Slurm signals every process of a step. Its warning before the end must not kill what is to be finished.
+_DEFAULTED_IN_JOB = tuple(set(_DEFAULTED) - {signal.SIGUSR1})
+_TO_ALL = (signal.SIGTERM, signal.SIGINT)
+_TO_ALL_PATIENCE_S = 0.1
+"""A signal to all of a job may reach the solver a moment before it reaches this process."""
 
 _TO_STDIN, _TO_STDOUT, _TO_STDERR = 0, 1, 2
 
@@ -61,9 +67,11 @@ class SolverRun:
 
     __slots__ = (
         "_actions",
+        "_came_to_all",
         "_childless",
         "_control_fd",
         "_deadline",
+        "_defaulted",
         "_give_up_at",
         "_grace_s",
         "_host",
@@ -103,6 +111,11 @@ class SolverRun:
         self._wakeup_fd, wakeup_write_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.signal(signal.SIGCHLD, _ignore_in_python)
         signal.set_wakeup_fd(wakeup_write_fd, warn_on_full_buffer=False)
+        self._came_to_all = 0
+        """Signal to the whole job that came during the attempt; 0: none."""
+        for number in _TO_ALL:
+            signal.signal(number, self._note_signal)
+        self._defaulted = _DEFAULTED_IN_JOB if "SLURM_JOB_ID" in os.environ else _DEFAULTED
         self.poller = select.poll()
         self.poller.register(self._wakeup_fd, select.POLLIN)
         self.poller.register(control_fd, select.POLLIN)
@@ -178,8 +191,9 @@ class SolverRun:
             file_actions=actions,
             setsid=True,
             setsigmask=(),
-            setsigdef=_DEFAULTED,
+            setsigdef=self._defaulted,
         )
+        self._came_to_all = 0
         self.status = None
         self.user_s = self.system_s = 0.0
         self.max_rss_bytes = 0
@@ -246,6 +260,8 @@ class SolverRun:
                 elif fd == out_fd:
                     printed = True
                     self._stdout.read_some()
+                    if self._stdout.progress is not None:
+                        self._wake_at = 0.0
                 elif fd == err_fd:
                     printed = True
                     self._stderr.read_some()
@@ -254,12 +270,27 @@ class SolverRun:
                     self._wake_at = 0.0
             if self._childless and self.status is not None:
                 break
+        if self.status and self.verdict is None:
+            self._look_for_signal_to_all(self.status)
         # The poll that saw the end also saw what had been printed before it, unless others printed, too.
         if printed or self._reaped_others:
             self._stdout.drain()
             self._stderr.drain()
         if self._terminated:
             self._renew_pipes()
+
+    def _note_signal(self, number: int, _frame: object) -> None:
+        self._came_to_all = number
+
+    def _look_for_signal_to_all(self, status: int) -> None:
+        """Tell a solver that failed because the whole job was signalled from one that failed by itself."""
+        if os.WIFSIGNALED(status) and os.WTERMSIG(status) in _TO_ALL and not self._came_to_all:
+            time.sleep(_TO_ALL_PATIENCE_S)
+        if self._came_to_all:
+            self._limited = True
+            self.verdict = Outcome.INTERRUPTED
+            name = signal.Signals(self._came_to_all).name
+            self.error = f"{name} was sent to all processes of the job"
 
     def wait_idle(self) -> None:
         """Sleep until the control socket has something; no wake-ups otherwise."""

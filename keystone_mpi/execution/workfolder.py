@@ -18,7 +18,6 @@ import shutil
 from keystone_mpi.execution.slot_messages import SlotOrder
 from keystone_mpi.tools.recipe import Recipe
 
-
 NO_CASE = ("processor[0-9]*", "processors[0-9]*", "postProcessing", "log.*", ".git")
 """What an earlier run left in a case folder; not copied."""
 
@@ -52,7 +51,11 @@ def prepare(order: SlotOrder, recipe: Recipe) -> None:
         _make_folder(launch.cwd)
     if launch.case:
         shutil.copytree(
-            launch.case, launch.cwd, symlinks=True, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*NO_CASE)
+            launch.case,
+            launch.cwd,
+            symlinks=True,
+            dirs_exist_ok=True,
+            ignore=shutil.ignore_patterns(*NO_CASE),
         )
     for target, source in launch.copies:
         _make_folder(os.path.dirname(target))

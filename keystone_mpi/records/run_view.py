@@ -58,8 +58,8 @@ class Counts:
 
     @property
     def all_complete(self) -> bool:
-        """Whether every task succeeded."""
-        return self.completed == self.total
+        """Whether every task has its final state."""
+        return self.completed + self.failed == self.total
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,8 +84,3 @@ class TemplateChecker:
             ) from None
         self.used |= template.names
         return template
-
-
-def escape_braces(text: str) -> str:
-    """Return a template that renders to `text` itself."""
-    return text.replace("{", "{{").replace("}", "}}")

@@ -5,7 +5,8 @@ collected, limits and retries are no part of it.  Short parts are kept as they
 were written, long ones and files as a digest, so a difference can be told in
 words.
 
-    command | env | stdin | derived:<name> | file:<target> | script:<name> | setup | prefix | launcher | case:<name>
+    command | env | stdin | derived:<name> | file:<target> | script:<name> | setup | prefix
+    launcher | case:<folder>
 """
 
 from __future__ import annotations

@@ -226,7 +226,7 @@ def _read_recipe(
 
 
 def _with_tool_defaults(task: Section, tool: Section) -> Section:
-    """Take what ``[tools.NAME]`` says of ranks into ``[task]``, which the scheduler's options are read from."""
+    """Take what ``[tools.NAME]`` says of ranks into ``[task]``, where options are read from."""
     defaults = {name: tool.table[name] for name in ("ranks", "threads") if tool.has(name)}
     return Section(task.where, {**defaults, **task.table}) if defaults else task
 

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Literal, cast
 
 from keystone_mpi.core.errors import SweepFileError
-from keystone_mpi.sweeps.checking import TemplateChecker, escape_braces
+from keystone_mpi.sweeps.checking import TemplateChecker
 from keystone_mpi.sweeps.reading import Section, read_text
 from keystone_mpi.sweeps.values import describe
+from keystone_mpi.tools.finding import escape_braces
 from keystone_mpi.tools.recipe import CollectRule, FileRule, SuccessRule
 from keystone_mpi.tools.templates import TemplateError, with_braces
 

@@ -19,7 +19,7 @@ EVIL = (
 
 EVIL_SWEEP = """
 [sweep]
-name = "evil </title><script>window.pwned = 3</script>"
+name = "evil <img src=x onerror=alert(1)> &amp;"
 command = ["echo", "{mesh}", "{label}"]
 [params]
 mesh = [16, 32, 64]

@@ -149,9 +149,9 @@ class SchedulerMachine(RuleBasedStateMachine):
     ) -> None:
         self.durations_s = durations_s
         self.now = 0.0
-        self.scheduler = Scheduler(
-            RangeSource(count, make_request), lookahead=lookahead, open_ended=open_ended
-        )
+        # Plain: one core each, which is what is given in advance and asked back.
+        make = plain_request if is_plain else make_request
+        self.scheduler = Scheduler(RangeSource(count, make), lookahead=lookahead, open_ended=open_ended)
         self.count = count
         self.workers: dict[int, PlayedWorker] = {}
         self.joined = 0

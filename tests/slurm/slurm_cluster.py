@@ -103,7 +103,8 @@ def missing() -> str:
 
 
 _NAMESPACES = (
-    "unshare", "--uts", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child", "--propagation", "slave",
+    "unshare", "--uts", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child",
+    "--propagation", "slave",
 )  # fmt: skip
 
 
@@ -189,8 +190,9 @@ class SlurmCluster:
         hosts = [Path("/etc/hosts").read_text()]
         for name, port in zip(self.nodes, ports[1:], strict=True):
             lines.append(
-                f"NodeName={name} NodeHostname={name} NodeAddr=127.0.0.1 Port={port} CPUs={self.cpus} Boards=1 "
-                f"SocketsPerBoard=1 CoresPerSocket={self.cpus} ThreadsPerCore=1 RealMemory=4000 State=UNKNOWN\n"
+                f"NodeName={name} NodeHostname={name} NodeAddr=127.0.0.1 Port={port} CPUs={self.cpus} "
+                f"Boards=1 SocketsPerBoard=1 CoresPerSocket={self.cpus} ThreadsPerCore=1 RealMemory=4000 "
+                "State=UNKNOWN\n"
             )
             hosts.append(f"127.0.0.1 {name}\n")
             (self.folder / "tmp" / name).mkdir(mode=0o1777)

@@ -18,11 +18,12 @@ ONE = SWEEP + "[params]\na = [1]\n"
 ALWAYS = "always there: task_id, index, seed, cores, workdir"
 FUNCTIONS = "abs, min, max, sqrt, exp, log, log10, sin, cos, tan, floor, ceil, round"
 TASK_KEYS = (
-    "timeout, retries, retries_timeout, retries_memory, retries_lost, cores, memory, gpus, priority, workdir, keep, "
+    "timeout, retries, retries_timeout, retries_memory, retries_lost, cores, launcher, ranks, threads, "
+    "launcher_flags, launcher_path, memory, gpus, priority, workdir, keep, "
     "keep_failed, keep_output, stdin, env, grace"
 )
-SWEEP_KEYS = "name, command, tool, script, python, shell, where, derived, repeat, seed"
-TABLES = "sweep, params, zip, table, sample, task, files, collect, success, slurm"
+SWEEP_KEYS = "name, command, tool, script, python, case, applications, shell, setup, prefix, where, derived, repeat, seed"
+TABLES = "sweep, params, zip, table, sample, task, tools, files, collect, success, slurm"
 BRACES = "write {{ and }} for braces that are text"
 DURATION = 'allowed are seconds, or a text such as "90s", "10min", "1h30m", "2d"'
 OWN = 'put {task_id} into its name, or [task] workdir = "task"'
@@ -81,8 +82,8 @@ CASES = {
     "not exist: DIR/no/x.py (its folder does not exist)",
     "[sweep]\ncommand = ['bash', 'zzzzz.sh']\n": 'sweep.command[1]: the script "zzzzz.sh" does not exist: DIR/zzzzz.sh '
     "(looked up from the folder where keystone-mpi was started: DIR)",
-    "[sweep]\ntool = 'fenicsx'\nscript = 'heat.py'\n": 'sweep.tool: found "fenicsx"; the tools are command, python',
-    "[sweep]\ntool = 'pyhton'\nscript = 'heat.py'\n": 'sweep.tool: found "pyhton"; the tools are command, python '
+    "[sweep]\ntool = 'abaqus'\nscript = 'heat.py'\n": 'sweep.tool: found "abaqus"; the tools are command, python, fenicsx, lammps, openfoam',
+    "[sweep]\ntool = 'pyhton'\nscript = 'heat.py'\n": 'sweep.tool: found "pyhton"; the tools are command, python, fenicsx, lammps, openfoam '
     '(did you mean "python"?)',
     "[sweep]\ntool = 'python'\n": 'sweep.script: missing; tool = "python" runs a script (script = "solve.py")',
     "[sweep]\ntool = 'python'\nscript = 'het.py'\n": 'sweep.script: the script "het.py" does not exist: DIR/het.py '

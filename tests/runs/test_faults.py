@@ -156,9 +156,11 @@ def test_two_interrupts(mpiexec, mpi_kind: str, tmp_path: Path, wait_until, numb
         job.send_signal(number)
     done = job.wait(20)
     assert not done.timed_out, done.output
-    assert done.returncode != 0
-    if mpi_kind == "mpich" and number == signal.SIGTERM:
-        assert done.returncode == 75, done.output  # after a second Ctrl-C hydra itself says 255
+    if mpi_kind == "openmpi":
+        assert done.returncode != 0
+    elif number == signal.SIGTERM:
+        assert done.returncode == 75, done.output
+    # else: after a second Ctrl-C hydra ends by force and says 255, or 0; the file tells the truth
     wait_until(lambda: not job.processes(), timeout_s=5)
     assert told.items() <= acknowledged(path).items()
 

@@ -244,6 +244,11 @@ def open_contents(path: Path) -> Contents:
             # A batch, the end or a new start of the run came between.
             if attempt == _RETRIES - 1:
                 raise
+        except OSError as error:
+            raise ClusterError(
+                f"{path}: its journal cannot be read through a private copy in {tempfile.gettempdir()}: "
+                f"{error.strerror or error} (set TMPDIR to a folder with more space)"
+            ) from error
         time.sleep(_RETRY_PAUSE_S)
     raise ClusterError(f"{path}: changes faster than it can be read; try again")
 

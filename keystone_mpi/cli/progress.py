@@ -163,7 +163,7 @@ class LiveProgress(PlainProgress):
         self._drawn_s = progress.elapsed_s
         self._bar.update(
             self._bar.task_ids[0],
-            completed=progress.succeeded + progress.failed,
+            completed=progress.succeeded + progress.failed + sum(progress.task_progress.values()),
             total=max(progress.total, 1),
             counts=_counts(progress),
         )
@@ -229,7 +229,7 @@ def _counts(progress: Progress) -> str:
         (
             f"done {progress.succeeded:,}",
             f"failed {progress.failed:,}",
-            f"running {progress.running:,}",
+            f"running {progress.running:,}{_how_far(progress.task_progress)}",
             wording.rate(progress.rate_per_s),
             f"about {wording.duration(progress.eta_s)} left" if math.isfinite(progress.eta_s) else "",
             "draining" if progress.draining else "",
@@ -237,6 +237,12 @@ def _counts(progress: Progress) -> str:
             "waiting for the disk" if progress.problem else "",
         )
     )
+
+
+def _how_far(task_progress: dict[str, float]) -> str:
+    """Say how far the running tasks are, as their solvers say."""
+    said = wording.task_progress(task_progress, 3)
+    return f" ({said})" if said else ""
 
 
 def closing_lines(closing: RunClosing) -> list[str]:

@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from keystone_mpi.cli import wording
 from keystone_mpi.cli.main import EXIT_AGAIN, EXIT_OK
 from keystone_mpi.cli.progress import make_observer
+from keystone_mpi.core.errors import UserError
 
 if TYPE_CHECKING:
     from keystone_mpi.engine.observer import RunClosing
@@ -119,12 +121,20 @@ def command(
     from keystone_mpi.execution.environment import launcher_environment
 
     observer = make_observer(quiet=quiet)
+    deadline = _deadline(ends_at, sweep.recipe.grace_s)
+    if deadline is not None and ends_at is not None and not quiet:
+        left_s = ends_at - time.time()
+        work_s = deadline.stop_at - time.monotonic()
+        observer.notice(
+            f"the allocation ends in {wording.duration(left_s)}: only what is expected to end within "
+            f"{wording.duration(work_s)} is started"
+        )
     options = RunOptions(
         session=session,
         slots_per_node=slots,
         smt=smt,
         command_line=list(sys.argv),
-        deadline=_deadline(ends_at, sweep.recipe.grace_s),
+        deadline=deadline,
         in_batch_job="SLURM_JOB_ID" in os.environ,
     )
     workers = ranks or bring_up(launcher_environment())
@@ -133,6 +143,8 @@ def command(
     finally:
         observer.close()
         workers.close()
+    if closing.refusal:
+        raise UserError(f"{file}: the sweep cannot run here: {closing.refusal.splitlines()[0]}")
     return exit_code(closing, allow_failures)
 
 

@@ -106,6 +106,7 @@ def collect_facts(view: RunView, phase: str, recovery: str = "") -> dict[str, An
         "workers": said.get("workers"),
         "slots": said.get("slots"),
         "waiting": said.get("waiting") or [],
+        "task_progress": said.get("task_progress") or {},
         "problem": said.get("problem") or "",
         "master": lease.holder() if lease is not None else "",
         "draining": lease is not None and Path(f"{view.path}.drain").exists(),
@@ -144,6 +145,8 @@ def _print_facts(facts: dict[str, Any], view: RunView) -> None:
         console.print(Text(f"problem: {facts['problem']}", style="yellow"))
     if facts["draining"]:
         console.print(Text("asked to drain: what runs is finished, nothing more is started", style="yellow"))
+    if facts["task_progress"]:
+        console.print(Text(f"running: {wording.task_progress(facts['task_progress'], 8)}"))
     for waiting in facts["waiting"]:
         console.print(Text(f"waiting: {waiting['text']}"))
     if facts["failures"]:

@@ -9,7 +9,7 @@ import datetime
 import math
 import os
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,3 +126,9 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1)
         ]
         lines.append("   ".join(cells).rstrip())
     return lines
+
+
+def task_progress(fractions: Mapping[str, float], limit: int) -> str:
+    """Say how far running tasks are: ``task 3 at 40%, task 7 at 5%, ...``; empty without any."""
+    shown = [f"task {task} at {int(100 * part)}%" for task, part in list(fractions.items())[:limit]]
+    return ", ".join(shown) + (", ..." if len(fractions) > limit else "")

@@ -31,10 +31,12 @@ class TimeLeft:
         On the scheduler's clock; None: there is no end.
     """
 
-    __slots__ = ("_count", "_longest_s", "_mean_s", "_squares", "ends_at")
+    __slots__ = ("_began_at", "_count", "_longest_s", "_mean_s", "_squares", "ends_at")
 
     def __init__(self, ends_at: float | None) -> None:
         self.ends_at = ends_at
+        self._began_at = math.nan
+        """When it was first asked."""
         self._count = 0
         self._mean_s = 0.0
         self._squares = 0.0
@@ -55,14 +57,20 @@ class TimeLeft:
         if request.expected_s > 0:
             return request.expected_s
         if not self._count:
-            return request.timeout_s
+            # A timeout beyond the whole allocation says nothing; by it the task would never be started.
+            is_telling = self.ends_at is None or request.timeout_s <= self.ends_at - self._began_at
+            return request.timeout_s if is_telling else 0.0
         spread_s = math.sqrt(self._squares / self._count)
         seen_s = min(self._mean_s + _DEVIATIONS * spread_s, self._longest_s)
         return min(seen_s, request.timeout_s) if request.timeout_s else seen_s
 
     def suffices(self, request: TaskRequest, now: float) -> bool:
         """Tell whether a task that starts now is expected to end in time."""
-        return self.ends_at is None or now + self.expected_s(request) <= self.ends_at
+        if self.ends_at is None:
+            return True
+        if self._began_at != self._began_at:
+            self._began_at = now
+        return now + self.expected_s(request) <= self.ends_at
 
 
 class DurationMean:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from keystone_mpi.records.programs import is_program
 from keystone_mpi.sweeps.load import sweep_from_spec
 from keystone_mpi.sweeps.values import REPLICATE
 
@@ -50,6 +51,20 @@ class AddedColumns:
         return {name: np.concatenate([part[name] for part in parts]) for name in (parts[0] if parts else {})}
 
 
-def columns_from_spec(spec: bytes, added_points: list[tuple[int, int]]) -> AddedColumns:
+class NoColumns:
+    """The `ColumnSource` of a program, whose tasks bring their parameters along."""
+
+    def kinds(self) -> dict[str, Any]:
+        """Return no parameter."""
+        return {}
+
+    def columns(self, start: int, stop: int) -> dict[str, NDArray[Any]]:  # noqa: ARG002
+        """Return no column."""
+        return {}
+
+
+def columns_from_spec(spec: bytes, added_points: list[tuple[int, int]]) -> AddedColumns | NoColumns:
     """Return the columns of the rows that `added_points` of a stored sweep stand for."""
+    if is_program(spec):
+        return NoColumns()
     return AddedColumns(sweep_from_spec(spec), added_points)

@@ -195,7 +195,6 @@ class FunctionSeats:
             return
         seat.queue, seat.spare = ends
         seat.queue.setblocking(False)
-        seat.spare.setblocking(False)
         self._seat_of_fd[seat.queue.fileno()] = int(hello)
         self._epoll.register(seat.queue.fileno(), select.EPOLLIN)
         self._feed(seat)
@@ -260,7 +259,8 @@ class FunctionSeats:
         returned: list[int] = []
         while seat.spare is not None:
             try:
-                message, fds = frames.receive(seat.spare)
+                # Not by setblocking: that would change the process's end, too.
+                message, fds = frames.receive(seat.spare, socket.MSG_DONTWAIT)
             except (BlockingIOError, ConnectionResetError):
                 break
             if not message:

@@ -139,6 +139,8 @@ class Hub:
         self._owners: dict[int, Owner] = {}
         self._residents: list[Resident] = []
         self.calls = CallDesk(self, functions)
+        self.task_progress: dict[int, float] = {}
+        """Running task -> what its solver last said of how far it is; read by any thread."""
         self._seat_owner = _SeatOwner(self)
         self._ranks: Ranks | None = None
         self._workforce: Workforce | None = None
@@ -327,6 +329,10 @@ class Hub:
                 self._events += [
                     events.AttemptStarted(worker, start.index, start.attempt, start.at) for start in starts
                 ]
+            case messages.AttemptsProgress(progress=progress):
+                self.task_progress.update({item.index: item.fraction for item in progress})
+            case messages.RecipeRefused(error=error):
+                self._notice(f"worker rank {worker}: {error}")
             case messages.TasksReturned(attempts=attempts):
                 self._events.append(events.TasksReturned(worker, list(attempts)))
             case messages.Hello() as hello:
@@ -395,6 +401,7 @@ class Hub:
                     orders = [owners[attempt.index].order(attempt) for attempt in attempts]
                     transport.send(worker, messages.Assign(orders))
                 case actions.RecordAttempt(worker=worker, report=report, state=state):
+                    self.task_progress.pop(report.index, None)
                     owners[report.index].attempt_ended(worker, report, state)
                 case actions.Notify() as notice:
                     owners.pop(notice.index).ended(notice)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from itertools import islice
 
 import msgspec
 
@@ -43,6 +44,10 @@ BACKLOG_PAUSE_BYTES = 64 << 20
 DISK_PATIENCE_S = 60.0
 """A disk that takes nothing for so long, with nothing running, ends the run."""
 RECENT_FAILURES = 10
+PUSH_S = 0.05
+"""How long an assignment may wait for its record to reach the kernel (not the disk)."""
+SHOWN_PROGRESS = 256
+"""Tasks whose progress others are told."""
 
 
 class TaskNotice(msgspec.Struct, frozen=True, gc=False):
@@ -102,6 +107,10 @@ class Master:
         self.timed_out = 0
         self.out_of_memory = 0
         self.recent_failures: list[tuple[str, str]] = []
+        self.task_progress: dict[int, float] = {}
+        """Running task -> what its solver last said of how far it is."""
+        self.refusal = ""
+        """Why no task of the sweep can run on some worker, which ends the run; empty: they can."""
         self._pace = Pace(time.monotonic())
         self._notices: deque[TaskNotice] = deque()
         self._sequence = 0
@@ -168,7 +177,14 @@ class Master:
             slots=slots,
             draining=self._stop_level >= StopLevel.DRAIN,
             problem=self._problem or self._store.problem,
+            task_progress=self.shown_progress(),
         )
+
+    def shown_progress(self) -> dict[str, float]:
+        """Return how far the tasks are whose solvers say so: task id -> fraction, a bounded number."""
+        return {
+            str(index): fraction for index, fraction in islice(self.task_progress.items(), SHOWN_PROGRESS)
+        }
 
     def _patience_s(self) -> float:
         now = time.monotonic()
@@ -189,6 +205,11 @@ class Master:
                 return [
                     events.AttemptStarted(worker, start.index, start.attempt, start.at) for start in starts
                 ]
+            case messages.AttemptsProgress(progress=progress):
+                self.task_progress.update({item.index: item.fraction for item in progress})
+                return []
+            case messages.RecipeRefused(error=error):
+                return self._refuse(worker, error)
             case messages.TasksReturned(attempts=attempts):
                 return [events.TasksReturned(worker, list(attempts))]
             case messages.Hello() as hello:
@@ -240,6 +261,14 @@ class Master:
         self._sequence = self._committer.submit([entries.WorkerLeft(worker=worker, why=why, at=time.time())])
         return [events.WorkerLost(worker, why)]
 
+    def _refuse(self, worker: int, error: str) -> list[Event]:
+        """A worker cannot run the sweep: nobody should find that out task by task."""
+        if self.refusal:
+            return []
+        self.refusal = f"{self._workforce.name(worker)}: {error}"
+        self._observer.notice(self.refusal)
+        return [events.StopRequested()]
+
     def _look_for_stop(self) -> list[Event]:
         level = self._stop.look()
         if time.monotonic() >= self._next_tick:
@@ -268,14 +297,14 @@ class Master:
     def _perform(self, to_do: list[Action]) -> None:
         records: list[entries.Entry] = []
         notices: list[actions.Notify] = []
+        assigns: list[actions.Assign] = []
         now = time.time()
         for action in to_do:
             match action:
-                case actions.Assign(worker=worker, attempts=attempts):
-                    self._transport.send(
-                        worker, messages.Assign([self._plan.order(attempt) for attempt in attempts])
-                    )
+                case actions.Assign() as assign:
+                    assigns.append(assign)
                 case actions.RecordAttempt(worker=worker, report=report, state=state):
+                    self.task_progress.pop(report.index, None)
                     if state != TaskState.PENDING:
                         self._pace.add(report.duration_s)
                         self._source.finished += 1
@@ -307,6 +336,12 @@ class Master:
                     raise InternalError(f"the scheduler asks for {other!r}")
         if records:
             self._sequence = self._committer.submit(records)
+        if assigns:
+            # No attempt starts unknown to a reader of the journal, unless the disk stalls: dispatch goes on.
+            self._committer.push(PUSH_S)
+            for assign in assigns:
+                orders = [self._plan.order(attempt) for attempt in assign.attempts]
+                self._transport.send(assign.worker, messages.Assign(orders))
         if notices:
             self._notices.extend(
                 TaskNotice(
@@ -356,6 +391,7 @@ class Master:
                     "workers": progress.workers,
                     "waiting": msgspec.to_builtins(self._scheduler.why_waiting(now)),
                     "problem": progress.problem,
+                    "task_progress": progress.task_progress,
                 }
             )
         except LeaseHeldError:

@@ -51,6 +51,8 @@ class Progress(msgspec.Struct, frozen=True):
     draining: bool = False
     problem: str = ""
     """Such as a full disk; empty: none."""
+    task_progress: dict[str, float] = {}
+    """Running task -> what its solver says of how far it is, for those that say so."""
 
 
 class RunClosing(msgspec.Struct, frozen=True):
@@ -69,6 +71,8 @@ class RunClosing(msgspec.Struct, frozen=True):
     output_path: str
     recent_failures: list[tuple[str, str]] = []
     """(task id, one-line error) of the first failures of this start, ten at most."""
+    refusal: str = ""
+    """Why the sweep cannot run on some worker (its setup failed), which ended it; empty: it can."""
     file_problem: str = ""
     """Why the results are not yet all in the HDF5 file (they are in the journal); empty: they are."""
 

@@ -164,6 +164,8 @@ def _close(
     complete = finish.reason == FinishReason.COMPLETE
     state = "complete" if complete else "interrupted"
     reason = "" if complete else (stop.reason or str(finish.reason))
+    if master.refusal:
+        reason = "the sweep cannot run on a worker: " + master.refusal.splitlines()[0]
     problem = session.close(state=state, reason=reason, timeout_s=LAST_BATCH_S)
     if not problem:
         stop.forget_drain_file()
@@ -180,6 +182,7 @@ def _close(
         elapsed_s=progress.elapsed_s,
         output_path=str(session.output_path),
         recent_failures=master.recent_failures,
+        refusal=master.refusal,
         file_problem=problem,
     )
 

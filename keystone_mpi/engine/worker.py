@@ -23,6 +23,7 @@ import msgspec
 from keystone_mpi.core.errors import InternalError, KeystoneError
 from keystone_mpi.core.model import AttemptKey, AttemptReport, Outcome, Why
 from keystone_mpi.engine.function_seats import FunctionSeats, Outgoing
+from keystone_mpi.engine.recipes_here import RecipesHere
 from keystone_mpi.engine.slot_pool import Placement, SlotPool
 from keystone_mpi.execution import launcher_client
 from keystone_mpi.execution.function_frames import SharedBlock
@@ -37,7 +38,9 @@ from keystone_mpi.transport.channel import Delivered, WorkerEnd
 from keystone_mpi.transport.messages import (
     PROTOCOL_VERSION,
     Assign,
+    AttemptProgress,
     AttemptsFinished,
+    AttemptsProgress,
     AttemptsStarted,
     AttemptStart,
     BookClosed,
@@ -52,6 +55,7 @@ from keystone_mpi.transport.messages import (
     Goodbye,
     Hello,
     Recall,
+    RecipeRefused,
     RecipesAdded,
     SeatClosing,
     TaskOrder,
@@ -122,6 +126,8 @@ class Worker:
         """Slot processes that were asked to give back what waits there."""
         self._relief_at: float | None = None
         self._seats = FunctionSeats()
+        self._recipes_here = RecipesHere()
+        self._worker = 0
         self._leaving = False
 
     def serve(self) -> None:
@@ -205,7 +211,7 @@ class Worker:
             case CallsGiven(seat=seat, calls=calls):
                 self._seats.give(seat, calls, parts)
             case Assign(orders=orders):
-                self._pool.backlog.extend(orders)
+                self._pool.backlog.extend(self._recipes_here.let_through(orders))
             case Recall(attempts=attempts):
                 return self._recall(attempts)
             case Cancel(index=index, attempt=attempt, interrupted=interrupted):
@@ -242,6 +248,8 @@ class Worker:
             worker=welcome.worker,
             output_path=welcome.output_path,
         )
+        self._prepare(welcome.recipes, 0, welcome.run_id, welcome.worker)
+        self._worker = welcome.worker
         self._renderers = [
             Renderer(
                 recipe,
@@ -269,13 +277,23 @@ class Worker:
                 )
             )
             self._failed_folders_left.append(recipe.keep_failed)
+        self._prepare(
+            recipes, len(self._renderers) - len(recipes), book.run_id, self._worker, of_program=True
+        )
         self._launcher.add_recipes(
             recipes, run_id=book.run_id, epoch=book.epoch, output_path=book.output_path
         )
 
+    def _prepare(
+        self, recipes: list[Recipe], first: int, run_id: str, worker: int, *, of_program: bool = False
+    ) -> None:
+        """Have the setup of recipes run; their orders wait for it."""
+        for wanted in self._recipes_here.add(recipes, first, run_id, worker, of_program=of_program):
+            self._launcher.prepare(wanted)
+
     def _recall(self, attempts: list[AttemptKey]) -> list[FromWorker]:
         wanted = {AttemptKey(*key) for key in attempts}
-        withdrawn = self._pool.withdraw(wanted)
+        withdrawn = self._pool.withdraw(wanted) + self._recipes_here.withdraw(wanted)
         returned = [AttemptKey(order.index, order.attempt) for order in withdrawn]
         # What waits on a slot process is asked back, too; what has started ends in its report.
         for key in wanted.difference(returned):
@@ -286,7 +304,7 @@ class Worker:
         return [TasksReturned(returned)] if returned else []
 
     def _cancel(self, key: AttemptKey, interrupted: bool) -> list[FromWorker]:
-        if self._pool.withdraw({key}):
+        if self._pool.withdraw({key}) or self._recipes_here.withdraw({key}):
             return [AttemptsFinished([_never_started(key, interrupted)])]
         slot = self._pool.slot_of(key)
         if slot is not None:
@@ -299,6 +317,7 @@ class Worker:
     def _on_slots(self) -> list[FromWorker]:
         reports: list[AttemptReport] = []
         starts: list[AttemptStart] = []
+        progress: list[AttemptProgress] = []
         outgoing: list[FromWorker] = []
         for event in self._launcher.read_events():
             match event:
@@ -314,6 +333,12 @@ class Worker:
                     reports.append(report)
                 case launcher_client.AttemptStarted(index=index, attempt=attempt, at=at):
                     starts.append(AttemptStart(index, attempt, at))
+                case launcher_client.AttemptProgress(index=index, attempt=attempt, fraction=fraction):
+                    progress.append(AttemptProgress(index, attempt, fraction))
+                case launcher_client.RecipePrepared(recipe=recipe, error=error):
+                    self._pool.backlog.extend(self._recipes_here.answered(recipe, error))
+                    if error:
+                        outgoing.append(RecipeRefused(recipe, error))
                 case launcher_client.OrdersReturned(slot=slot, keys=keys):
                     self._relieved.discard(slot)
                     outgoing += self._take_back(slot, [AttemptKey(*key) for key in keys])
@@ -323,6 +348,8 @@ class Worker:
                     raise InternalError(f"the launcher reports {other!r}")
         if starts:
             outgoing.append(AttemptsStarted(starts))
+        if progress:
+            outgoing.append(AttemptsProgress(progress))
         if reports:
             outgoing.append(AttemptsFinished(reports))
         return outgoing
@@ -370,6 +397,7 @@ class Worker:
 
     def _spell_out(self, placement: Placement) -> SlotOrder:
         order: TaskOrder = placement.order
+        self._recipes_here.refuse(order.recipe)
         launch = self._renderers[order.recipe].render(
             order.params,
             RenderContext(

@@ -140,9 +140,10 @@ def send(sock: socket.socket, message: bytes, blocks: Sequence[SharedBlock] = ()
         sock.send(message)
 
 
-def receive(sock: socket.socket) -> tuple[bytes, list[int]]:
+def receive(sock: socket.socket, flags: int = 0) -> tuple[bytes, list[int]]:
     """Receive one message and the descriptors that came with it; empty at the end of the stream."""
-    message, ancillary, _, _ = sock.recvmsg(MESSAGE_BYTES, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
+    flags |= socket.MSG_CMSG_CLOEXEC
+    message, ancillary, _, _ = sock.recvmsg(MESSAGE_BYTES, _ANCILLARY_BYTES, flags)
     if not ancillary:
         return message, []
     fds = array.array("i")

@@ -195,13 +195,16 @@ class LauncherClient:
         more = MoreRecipes(list(recipes), output_path, epoch)
         self._more.append(more)
         self._tags.add(run_id)
-        for state in self._slots.values():
-            if not state.channel.closed:
-                self._send(state, [more])
+        self._tell_all(more)
 
     def prepare(self, wanted: Preparation) -> None:
         """Have a recipe's setup run, once; answered by `RecipePrepared`, and no order of it before."""
         self._preparations.ask(wanted, self._control)
+
+    def _tell_all(self, message: ToSlot) -> None:
+        for state in self._slots.values():
+            if not state.channel.closed:
+                self._send(state, [message])
 
     def close(self, grace_s: float = 0.0) -> int:
         """Kill what runs, end slot processes and launcher.
@@ -227,14 +230,13 @@ class LauncherClient:
         for number in list(self._slots):
             self._lose(number, "it did not stop")
         self._end_launcher()
-        left = self._sweep() if self._setup is not None else self.left_behind
         self._epoll.close()
-        return left
+        return self._sweep() if self._setup is not None else self.left_behind
 
     def _sweep(self) -> int:
         """Kill what carries this worker's tags; return how many processes are still there."""
-        assert self._setup is not None or not self._tags
-        return sum(sweep_by_tag(tag, self._setup.worker) for tag in self._tags if self._setup is not None)
+        worker = self._setup.worker if self._setup is not None else 0
+        return sum(sweep_by_tag(tag, worker) for tag in self._tags)
 
     def _end_launcher(self) -> None:
         if self._control is not None:
@@ -256,10 +258,6 @@ class LauncherClient:
     def fileno(self) -> int:
         """Return one descriptor that is readable when `read_events` has something to do."""
         return self._epoll.fileno()
-
-    def filenos(self) -> list[int]:
-        """Return the descriptors to wait on: only `fileno`."""
-        return [self._epoll.fileno()]
 
     def submit(self, slot: int, orders: Sequence[SlotOrder]) -> None:
         """Queue orders on a slot; its slot process runs them one after the other.
@@ -292,10 +290,10 @@ class LauncherClient:
     def recall(self, slot: int, keys: list[tuple[int, int]] | None = None) -> None:
         """Ask for the orders that have not started; answered by one `OrdersReturned` per call."""
         state = self._slots.get(slot)
-        if state is None:
-            self._events.append(OrdersReturned(slot, []))
-        else:
+        if state is not None:
             self._send(state, [RecallOrders(keys)])
+        else:
+            self._events.append(OrdersReturned(slot, []))
 
     def outstanding(self, slot: int) -> list[tuple[int, int]]:
         """Keys of the orders that have not come back from a slot, oldest first."""
@@ -315,11 +313,9 @@ class LauncherClient:
         events, self._events = self._events, []
         return events
 
-    # -- inside
-
     def _open_slot(self, number: int) -> SlotState:
         if self._setup is None:
-            raise InternalError("LauncherClient.submit was called before configure")
+            raise InternalError("submit was called before configure")
         ours, theirs = socket.socketpair()
         for end in (ours, theirs):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER_BYTES)
@@ -376,10 +372,8 @@ class LauncherClient:
                         events.append(AttemptFinished(number, report))
                     case slot_messages.AttemptStarted():
                         events.append(AttemptStarted(number, message.index, message.attempt, message.at))
-                    case slot_messages.AttemptProgress():
-                        events.append(
-                            AttemptProgress(number, message.index, message.attempt, message.fraction)
-                        )
+                    case slot_messages.AttemptProgress(index=index, attempt=attempt, fraction=fraction):
+                        events.append(AttemptProgress(number, index, attempt, fraction))
                     case slot_messages.OrdersReturned():
                         for key in message.keys:
                             state.orders.pop(key, None)
@@ -425,9 +419,7 @@ class LauncherClient:
                         self._bury(message.slot, state)
                 case slot_messages.RecipePrepared():
                     if self._preparations.answered(message):
-                        for state in self._slots.values():
-                            if not state.channel.closed:
-                                self._send(state, [message])
+                        self._tell_all(message)
                     self._events.append(RecipePrepared(message.recipe, message.error))
                 case LauncherTrouble():
                     self._trouble = message.traceback.strip().splitlines()[-1]
@@ -442,17 +434,9 @@ class LauncherClient:
             state.channel.close()
 
     def _bury(self, number: int, state: SlotState) -> None:
-        ended = state.ended
-        if ended is not None and ended.error:
-            reason = ended.error
-        elif state.trouble:
+        reason = "its slot process is gone" if state.ended is None else state.ended.reason()
+        if state.trouble and not (state.ended is not None and state.ended.error):
             reason = f"its slot process failed: {state.trouble}"
-        elif ended is not None and ended.signal:
-            reason = f"its slot process was killed (signal {ended.signal})"
-        elif ended is not None and ended.exit_code:
-            reason = f"its slot process ended with exit code {ended.exit_code}"
-        else:
-            reason = "its slot process is gone"
         self._lose(number, reason)
 
     def _lose(self, number: int, reason: str) -> None:

@@ -21,7 +21,6 @@ from collections.abc import Callable, Mapping
 
 from keystone_mpi.execution.mpi_launch import NoLauncherError, RankLauncher, find_rank_launcher
 from keystone_mpi.execution.slot_messages import Preparation, RecipePrepared
-from keystone_mpi.tools.recipe import Recipe
 
 SETUP_S = 600.0
 """Modules and conda environments come over slow, crowded file systems."""
@@ -42,36 +41,6 @@ done
 unset __keystone_line
 exec "$__keystone_env" -0 >&3
 """
-
-
-def needs_preparation(recipe: Recipe) -> bool:
-    """Whether anything is to be done once per worker."""
-    return bool(recipe.setup or recipe.launcher)
-
-
-def preparation_of(recipe: Recipe, number: int, tags: Mapping[str, str]) -> Preparation:
-    """Return what a launcher needs to know of a recipe."""
-    words = recipe.prefix or recipe.argv
-    literal = bool(words) and not recipe.shell and "{" not in words[0]
-    program = words[0] if literal else ""
-    own = recipe.argv[0] if recipe.argv and not recipe.shell and "{" not in recipe.argv[0] else ""
-    in_folder = program in recipe.files or program.startswith("./")
-    return Preparation(
-        recipe=number,
-        setup=recipe.setup,
-        check=() if recipe.prefix else recipe.check,
-        check_hint=recipe.check_hint,
-        program="" if in_folder else program,
-        unset=recipe.unset if recipe.setup else (),
-        launcher=recipe.launcher,
-        launcher_path=recipe.launcher_path,
-        launcher_flags=recipe.launcher_flags,
-        threads=recipe.threads,
-        # Inside a container is another file system: only the user knows what is there.
-        mpi_program="" if recipe.prefix else recipe.mpi_program or own,
-        cwd=recipe.start_dir,
-        tags=dict(tags),
-    )
 
 
 def prepare_worker(

@@ -171,7 +171,7 @@ class Preparation(msgspec.Struct, frozen=True, tag="prepare"):
     """Variables by which leftovers are found."""
 
 
-class SlotEnded(msgspec.Struct, frozen=True, tag="ended"):
+class SlotEnded(msgspec.Struct, frozen=True, tag="ended", array_like=True):
     """A slot process is gone, and so is everything that descended from it."""
 
     slot: int
@@ -182,8 +182,18 @@ class SlotEnded(msgspec.Struct, frozen=True, tag="ended"):
     """Processes of its attempt that the launcher had to kill."""
     error: str = ""
 
+    def reason(self) -> str:
+        """Say in one line how it ended."""
+        if self.error:
+            return self.error
+        if self.signal:
+            return f"its slot process was killed (signal {self.signal})"
+        if self.exit_code:
+            return f"its slot process ended with exit code {self.exit_code}"
+        return "its slot process is gone"
 
-class LauncherTrouble(msgspec.Struct, frozen=True, tag="trouble"):
+
+class LauncherTrouble(msgspec.Struct, frozen=True, tag="trouble", array_like=True):
     """The launcher met an internal error and is about to end."""
 
     traceback: str

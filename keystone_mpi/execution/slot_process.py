@@ -64,6 +64,8 @@ ORPHAN_GRACE_S = 1.0
 
 _BATCH_REPORTS = 32
 _BATCH_S = 0.010
+PROGRESS_EVERY_S = 0.5
+"""A solver's progress is passed on no more often."""
 _LOW_QUEUE = 2
 """With so few orders left the rank must hear what has ended, or the slot would soon wait for it."""
 _UNSENT_LIMIT_BYTES = 16 << 20

@@ -20,17 +20,18 @@ import json
 import os
 import sys
 import time
+from typing import Any
 
 __all__ = ["report_progress", "report_result"]
 
 _RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID", "MV2_COMM_WORLD_RANK")
 _SECONDS_BETWEEN = 0.5
 
-_results = {}  # type: dict
+_results: "dict[str, object]" = {}
 _last_progress = [0.0]
 
 
-def report_result(**values):
+def report_result(**values: object) -> None:
     """Give results back; call it once or several times, a later value of a name wins.
 
     Parameters
@@ -47,13 +48,13 @@ def report_result(**values):
     arrays = any(isinstance(value, _Array) for value in _results.values())
     data = _npz_bytes(_results) if arrays else _json_bytes(_results)
     # Renamed into place: a solver killed in the middle leaves the results of the call before.
-    temporary = "{}.{}".format(path, os.getpid())
+    temporary = f"{path}.{os.getpid()}"
     with open(temporary, "wb") as file:
         file.write(data)
     os.replace(temporary, path)
 
 
-def report_progress(fraction):
+def report_progress(fraction: float) -> None:
     """Say how far the solver is; cheap enough for every time step.
 
     Parameters
@@ -69,11 +70,11 @@ def report_progress(fraction):
     _last_progress[0] = now
     stream = sys.__stdout__
     if stream is not None:
-        stream.write("KEYSTONE_PROGRESS {:.6g}\n".format(float(fraction)))
+        stream.write(f"KEYSTONE_PROGRESS {float(fraction):.6g}\n")
         stream.flush()
 
 
-def _other_rank():
+def _other_rank() -> bool:
     for name in _RANK_VARIABLES:
         rank = os.environ.get(name, "")
         if rank.isdigit():
@@ -84,22 +85,22 @@ def _other_rank():
 class _Array:
     """An array as it is written to an .npz file: numpy's type string, shape, bytes in C order."""
 
-    def __init__(self, descr, shape, data):
+    def __init__(self, descr: str, shape: "tuple[int, ...]", data: bytes) -> None:
         self.descr = descr
         self.shape = shape
         self.data = data
 
 
-def _add(name, value):
+def _add(name: str, value: object) -> None:
     """Put one value into `_results`, flattened."""
     if isinstance(value, dict):
         for key, inner in value.items():
-            _add("{}.{}".format(name, key), inner)
+            _add(f"{name}.{key}", inner)
         return
     _results[name] = _plain(value)
 
 
-def _plain(value):
+def _plain(value: Any) -> object:
     """Return an `_Array`, or what JSON can say."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
@@ -124,17 +125,17 @@ def _plain(value):
     return str(value)
 
 
-def _stacked(values):
+def _stacked(values: object) -> object:
     import numpy
 
     return _plain(numpy.asarray(values))
 
 
-def _json_bytes(values):
+def _json_bytes(values: "dict[str, object]") -> bytes:
     return json.dumps(values).encode()
 
 
-def _npz_bytes(values):
+def _npz_bytes(values: "dict[str, object]") -> bytes:
     """Write an .npz, which is a zip of .npy files, without numpy; what is no array goes in as JSON."""
     import io
     import zipfile
@@ -150,8 +151,8 @@ def _npz_bytes(values):
     return buffer.getvalue()
 
 
-def _npy_bytes(array):
-    header = "{{'descr': {!r}, 'fortran_order': False, 'shape': {!r}, }}".format(array.descr, array.shape)
+def _npy_bytes(array: _Array) -> bytes:
+    header = f"{{'descr': {array.descr!r}, 'fortran_order': False, 'shape': {array.shape!r}, }}"
     padding = -(10 + len(header) + 1) % 64
     text = (header + " " * padding + "\n").encode("latin-1")
     return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + array.data

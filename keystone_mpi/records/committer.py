@@ -49,6 +49,12 @@ class Committer:
         self._durable = 0
         self._demanded = 0
         """Sequence that somebody wants durable at once."""
+        self._written = 0
+        """Highest sequence that the kernel has."""
+        self._pushed = 0
+        """Sequence that somebody wants the kernel to have at once."""
+        self._lags = False
+        """A push was not met in time: the next ones do not wait until the disk has caught up."""
         self._seen = 0
         """Sequence that the thread has handed to the kernel."""
         self._problem = ""
@@ -102,6 +108,25 @@ class Committer:
             self._demanded = self._submitted
             self._wake.notify_all()
 
+    def push(self, timeout_s: float) -> bool:
+        """Have what was submitted handed to the kernel, which survives this process's death.
+
+        Returns
+        -------
+        bool
+            False when a stalled disk does not take it within `timeout_s`; until
+            it has caught up, further pushes return at once.
+        """
+        with self._wake:
+            if self._lags and self._written < self._pushed:
+                return False
+            self._lags = False
+            self._pushed = self._submitted
+            self._wake.notify_all()
+            done = self._wake.wait_for(lambda: self._written >= self._pushed, timeout_s)
+            self._lags = not done
+            return done
+
     def wait(self, sequence: int, timeout_s: float) -> bool:
         """Wait until `sequence` is durable; False when that takes longer than `timeout_s`."""
         with self._wake:
@@ -142,6 +167,7 @@ class Committer:
             try:
                 # `sequence` was read before the write, so at least that much is in it.
                 self._writer.write()
+                self._note_written(sequence)
                 now = time.monotonic()
                 if self._demanded > self._durable or now >= synced_at + self._interval_s:
                     self._writer.sync()
@@ -164,8 +190,14 @@ class Committer:
                         until_sync_s = synced_at + self._interval_s - time.monotonic()
                         self._wake.wait_for(self._has_work, max(0.0, until_sync_s))
 
+    def _note_written(self, sequence: int) -> None:
+        with self._wake:
+            self._written = sequence
+            if self._pushed:
+                self._wake.notify_all()
+
     def _urgent(self) -> bool:
-        return self._closing or self._demanded > self._durable
+        return self._closing or self._demanded > self._durable or self._pushed > self._written
 
     def _has_work(self) -> bool:
         return self._urgent() or self._submitted != self._seen

@@ -4,7 +4,8 @@ Rule: the journal alone rebuilds the whole file. Entries are append-only and
 carry a format version in the header from the first day.
 
     RunOpened
-    (WorkerJoined | TasksAssigned | AttemptStarted | AttemptEnded | TaskEnded | WorkerLeft)*
+    (WorkerJoined | TasksAssigned | AttemptStarted | AttemptEnded | TaskEnded | WorkerLeft
+     | RecipeAdded | TasksAdded)*
     RunClosed?
 """
 
@@ -98,6 +99,30 @@ class TaskEnded(msgspec.Struct, frozen=True, tag="task"):
     at: float
 
 
+class RecipeAdded(msgspec.Struct, frozen=True, tag="recipe"):
+    """A program runs tasks in a new way; recipes are numbered in the order in which they come."""
+
+    recipe: bytes
+    """A `records.programs.StoredRecipe` as JSON."""
+
+
+class AddedTask(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A task as a program submitted it; also a row of /tasks/request (JSON)."""
+
+    recipe: int
+    """Position in the spec's recipes."""
+    params: dict[str, Any]
+    options: dict[str, Any] = {}
+    """Those of submit_task that are not the defaults."""
+
+
+class TasksAdded(msgspec.Struct, frozen=True, tag="add"):
+    """A program submitted tasks; their rows follow those known so far."""
+
+    tasks: list[AddedTask]
+    at: float
+
+
 class RunClosed(msgspec.Struct, frozen=True, tag="close"):
     """The master ended in order; `state` is ``complete`` or ``interrupted``."""
 
@@ -114,5 +139,7 @@ Entry = (
     | AttemptStarted
     | AttemptEnded
     | TaskEnded
+    | RecipeAdded
+    | TasksAdded
     | RunClosed
 )

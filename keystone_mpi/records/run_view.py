@@ -8,7 +8,7 @@ per task, whether the file knows that task yet or not.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -29,81 +29,17 @@ from keystone_mpi.records.attempts import (
     results_of_report,
     results_of_row,
 )
-from keystone_mpi.records.entries import RunOpened
+from keystone_mpi.records.entries import AddedTask, RunOpened
 from keystone_mpi.records.lease import LeaseInfo
+from keystone_mpi.records.programs import read_request, with_added_params, with_recipes
 from keystone_mpi.records.store import ColumnSource
 from keystone_mpi.records.tail import Tail, TaskUpdate, task_update
+from keystone_mpi.records.view_parts import Counts, TaskView, UsedBudget, WorkerView
 
 if TYPE_CHECKING:
     from keystone_mpi.records.store.reading import Snapshot
 
 _COUNTED_OUTCOMES = (Outcome.FAILED, Outcome.TIMEOUT, Outcome.OUT_OF_MEMORY, Outcome.WORKER_LOST)
-
-
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """Tasks by state: ``completed + failed + running + pending == total``."""
-
-    total: int
-    completed: int
-    failed: int
-    """Every task that ended without success: failures, timeouts, cancelled ones."""
-    running: int
-    pending: int
-    timed_out: int
-    cancelled: int
-    out_of_memory: int
-    lost: int
-    """Quarantined because they lost their workers."""
-
-    @property
-    def all_complete(self) -> bool:
-        """Whether every task has its final state."""
-        return self.completed + self.failed == self.total
-
-
-@dataclass(frozen=True, slots=True)
-class UsedBudget:
-    """Attempts per task that cost retry budget, by cause; saturating at 255."""
-
-    failed: NDArray[np.uint8]
-    timed_out: NDArray[np.uint8]
-    out_of_memory: NDArray[np.uint8]
-    worker_lost: NDArray[np.uint8]
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerView:
-    """A worker of any start of the run."""
-
-    worker: int
-    """Identity within its epoch."""
-    epoch: int
-    rank: int
-    host: str
-    slots: int
-    memory_bytes: int
-    pid: int
-    joined: float
-    left: float
-    """NaN while it has not left."""
-    why_left: str
-
-
-@dataclass(frozen=True, slots=True)
-class TaskView:
-    """Everything known of one task."""
-
-    index: int
-    task_id: str
-    params: dict[str, Any]
-    state: TaskState
-    why: Why
-    error: str
-    results: dict[str, Any]
-    """Scalars, and numpy arrays padded to the column's shape."""
-    attempts: list[AttemptView]
-    """In order of their numbers; those still running last."""
 
 
 class RunView:
@@ -143,6 +79,7 @@ class RunView:
             self.created = snapshot.created
             self.task_count = snapshot.present.task_count
             self.sweep_name = snapshot.attribute("sweep_name")
+        self.task_count += len(tail.added)
         self._newest = newest
         self._base_count = snapshot.present.task_count if snapshot is not None else 0
 
@@ -194,7 +131,8 @@ class RunView:
     @cached_property
     def spec(self) -> bytes:
         """The normalised sweep (JSON)."""
-        return self._newest.spec if self._newest else self._text("spec").encode()
+        spec = self._newest.spec if self._newest else self._text("spec").encode()
+        return with_recipes(spec, self._tail.recipes)
 
     @cached_property
     def sweep_text(self) -> str:
@@ -368,13 +306,14 @@ class RunView:
                 array = self._snapshot.value_array("params", column)
                 found[column.key] = array.astype(bool) if column.kind == "bool" else array
         added = self.task_count - self._base_count
-        if added and self._source is not None:
+        if added and self._source is not None and not self._tail.added:
             for name, array in self._source.columns(0, added).items():
                 if self._base_count == 0:
                     found[name] = array
                 elif name in found:
                     found[name] = np.concatenate([found[name], array])
-        return found
+        base = self.task_count - len(self._tail.added)
+        return with_added_params(found, base, [task for task, _ in self._tail.added])
 
     # ------------------------------------------------------------- one task
 
@@ -456,7 +395,26 @@ class RunView:
         """Host of each worker of the present epoch."""
         return {view.worker: view.host for view in self.workers if view.epoch == self.epoch}
 
+    def request(self, index: int) -> AddedTask | None:
+        """Return a task as a program submitted it; None in the file of a sweep."""
+        base = self.task_count - len(self._tail.added)
+        if index >= base:
+            return self._tail.added[index - base][0]
+        if self._snapshot is None or not self._snapshot.has("tasks", "request"):
+            return None
+        return read_request(str(self._snapshot.rows("tasks", "request", np.array([index]))[0]))
+
+    def requests(self) -> list[AddedTask]:
+        """Return all tasks of a program as it submitted them."""
+        stored = self._snapshot is not None and self._snapshot.has("tasks", "request")
+        texts = self._snapshot.column("tasks", "request").tolist() if stored and self._snapshot else []
+        known = [read_request(text) or AddedTask(-1, {}) for text in texts]
+        return known + [task for task, _ in self._tail.added]
+
     def _params(self, index: int) -> dict[str, Any]:
+        request = self.request(index)
+        if request is not None:
+            return dict(request.params)
         if index < self._base_count and self._snapshot is not None:
             columns = self._snapshot.value_columns("params")
             return {column.key: self._snapshot.value("params", column, index) for column in columns}

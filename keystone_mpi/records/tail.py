@@ -19,12 +19,15 @@ from numpy.typing import NDArray
 
 from keystone_mpi.core.model import AttemptReport, Outcome, TaskState, Why
 from keystone_mpi.records.entries import (
+    AddedTask,
     AttemptEnded,
     AttemptStarted,
     Entry,
+    RecipeAdded,
     RunClosed,
     RunOpened,
     TaskEnded,
+    TasksAdded,
     TasksAssigned,
     WorkerJoined,
     WorkerLeft,
@@ -69,6 +72,10 @@ class Tail:
     """Task that was put back -> length of `ended` by then: attempts before it no longer cost budget."""
     joined: list[WorkerJoined] = field(default_factory=list)
     left: list[WorkerLeft] = field(default_factory=list)
+    recipes: list[bytes] = field(default_factory=list)
+    """Further recipes of a program."""
+    added: list[tuple[AddedTask, float]] = field(default_factory=list)
+    """Further tasks of a program, and when they were submitted."""
     entries: int = 0
 
     def add(self, entry: Entry) -> None:
@@ -102,6 +109,10 @@ class Tail:
                 self.joined.append(entry)
             case WorkerLeft():
                 self.left.append(entry)
+            case TasksAdded():
+                self.added += [(task, entry.at) for task in entry.tasks]
+            case RecipeAdded():
+                self.recipes.append(entry.recipe)
             case RunOpened():
                 self.opened = entry
             case RunClosed():
@@ -116,6 +127,8 @@ class Tail:
         self.forgiven = {}
         self.joined = []
         self.left = []
+        self.recipes = []
+        self.added = []
         self.entries = 0
 
     def close_with(self, state: str, reason: str) -> None:

@@ -19,9 +19,10 @@ from keystone_mpi.core.errors import ClusterError, LeaseHeldError, OutputError
 from keystone_mpi.records.attempts import AttemptView
 from keystone_mpi.records.journal import journal_path, read_head, read_journal
 from keystone_mpi.records.lease import Lease, acquire, read_lease
-from keystone_mpi.records.run_view import Counts, RunView, TaskView, UsedBudget, WorkerView
+from keystone_mpi.records.run_view import RunView
 from keystone_mpi.records.store import ColumnSource, finish, fold
 from keystone_mpi.records.tail import Tail, without_gc
+from keystone_mpi.records.view_parts import Counts, TaskView, UsedBudget, WorkerView
 
 if TYPE_CHECKING:
     from keystone_mpi.records.store.reading import Snapshot

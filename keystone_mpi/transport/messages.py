@@ -9,7 +9,8 @@ transport (also between threads, so that both behave alike).
     worker: <-- BookOpened, RecipesAdded, BookClosed    master    (a program's pipelines, one book each)
     worker: <-- FunctionDefined, CallsGiven, CallsRecalled, SeatClosing    master
     worker: CallReplies, CallsReturned, SeatEnded --> master
-    worker: AttemptsStarted, AttemptsFinished, TasksReturned --> master
+    worker: RecipeRefused (its setup failed here) -----> master
+    worker: AttemptsStarted, AttemptsProgress, AttemptsFinished, TasksReturned --> master
     worker: <-------------------------- Farewell  master    (the work is over: stop the launcher)
     worker: Goodbye ----------------------------> master
     worker: <-------------------------- Dismissal master    (the file is written: leave)
@@ -184,6 +185,27 @@ class AttemptsStarted(msgspec.Struct, frozen=True, tag="started"):
     starts: list[AttemptStart]
 
 
+class AttemptProgress(msgspec.Struct, frozen=True, array_like=True):
+    index: int
+    attempt: int
+    fraction: float
+    """What the solver says of itself, 0 to 1."""
+
+
+class AttemptsProgress(msgspec.Struct, frozen=True, tag="progress"):
+    """Only the last of each attempt is of interest; nothing of it is recorded."""
+
+    progress: list[AttemptProgress]
+
+
+class RecipeRefused(msgspec.Struct, frozen=True, tag="refused"):
+    """A recipe's setup failed on this worker, or its solver is not there."""
+
+    recipe: int
+    error: str
+    """With the setup's output; several lines."""
+
+
 class AttemptsFinished(msgspec.Struct, frozen=True, tag="finished"):
     reports: list[AttemptReport]
 
@@ -228,7 +250,9 @@ class Goodbye(msgspec.Struct, frozen=True, tag="goodbye"):
 FromWorker = (
     Hello
     | AttemptsStarted
+    | AttemptsProgress
     | AttemptsFinished
+    | RecipeRefused
     | TasksReturned
     | CallReplies
     | CallsReturned

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gzip
-import shutil
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -19,8 +19,8 @@ import keystone_mpi
 from keystone_mpi.analysis import libraries
 from keystone_mpi.core.errors import OutputError, UserError
 from keystone_mpi.core.model import TaskState
-from keystone_mpi.records.entries import AttemptStarted, TasksAssigned
-from keystone_mpi.records.journal import journal_path
+from keystone_mpi.records.entries import AttemptStarted, RunOpened, TasksAssigned, WorkerJoined
+from keystone_mpi.records.journal import JournalWriter, journal_path
 from keystone_mpi.records.lease import acquire
 from keystone_mpi.records.store.schema import FORMAT_VERSION
 
@@ -200,11 +200,41 @@ def test_a_run_that_is_going_on(tmp_path: Path) -> None:
     assert journal_path(path).exists()
 
 
-def test_a_run_that_was_continued_and_died_shows_both(tmp_path: Path) -> None:
-    path = write_run(tmp_path, SMALL, [task_end(0)], closed="interrupted")
+def test_a_run_that_was_continued_and_died_shows_both_starts(tmp_path: Path) -> None:
+    path = write_run(tmp_path, SMALL, [task_end(0, scalars={"v": 0.5})], closed="interrupted")
     with keystone_mpi.open_run(path) as run:
         assert run.phase == "interrupted"
         assert run.stats()["pending"] == 3
+        head = RunOpened(
+            format_version=1,
+            run_id=run.contents.run_id,
+            epoch=2,
+            opened=T0 + 100,
+            created=T0,
+            task_count=6,
+            base_generation=run.contents.snapshot.present.generation,
+            base_task_count=4,
+            added_points=[(0, 2)],
+            spec=run.contents.text("spec").encode(),
+            sweep_text=run.sweep_text,
+            sweep_name=run.name,
+            fingerprint={},
+            provenance={},
+        )
+    writer = JournalWriter(journal_path(path), create=True)
+    joined = WorkerJoined(worker=1, rank=1, host="node9", slots=2, memory_bytes=1, pid=1, at=T0 + 100)
+    for entry in (head, joined, task_end(1, start=101.0, scalars={"v": 1.5})):
+        writer.append(entry)
+    writer.flush()
+    writer.close()
+    with keystone_mpi.open_run(path) as run:
+        assert run.phase == "died"
+        assert len(run) == 6
+        stats = run.stats()
+        assert (stats["completed"], stats["pending"], stats["starts"], stats["elapsed_s"]) == (2, 4, 2, 2.0)
+        assert run.values("v")[:2].tolist() == [0.5, 1.5]
+        assert run.values("x").tolist() == [0, 0, 1, 1, 0, 0]  # the rows that the second start added too
+        assert run.attempts.host.tolist() == ["node1", "node9"]
 
 
 def test_bad_paths(tmp_path: Path) -> None:
@@ -286,10 +316,7 @@ print(json.dumps(dict(took=took, used=used, asked=asked, grew=peak_bytes() - bef
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 0, done.stderr
-    import json
-
     seen = json.loads(done.stdout)
     assert seen["used"] < 2.0, seen
     assert seen["grew"] <= 3 * seen["asked"], seen
-    shutil.rmtree(tmp_path / "large.h5", ignore_errors=True)
     large.unlink()

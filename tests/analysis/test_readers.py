@@ -16,6 +16,8 @@ import pytest
 import xarray
 
 import keystone_mpi
+from keystone_mpi.analysis.report import render_report
+from keystone_mpi.records.journal import journal_path
 
 SOLVER = """
 import json, os, sys
@@ -117,3 +119,29 @@ def test_dumpers(real_run: Path, program: str) -> None:
         whole = subprocess.run([path, real_run], capture_output=True, text=True, timeout=60, check=False)
         assert whole.returncode == 0
         assert "diverged at step 3" in whole.stdout
+
+
+def test_a_real_run_seen_while_it_goes_on(keystone, tmp_path: Path, wait_until) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "slow.toml").write_text(
+        '[sweep]\nname = "slow"\ncommand = ["sleep", "{s}"]\n[params]\ns = [0.1, 0.2, 3.0, 3.1]\n'
+    )
+    output = tmp_path / "slow.h5"
+    job = keystone.start(["run", "slow.toml", "--slots", "2"])
+
+    def two_are_done() -> bool:
+        if not journal_path(output).exists():
+            return False
+        with keystone_mpi.open_run(output) as run:
+            stats = run.stats()
+        return stats["completed"] == 2 and stats["running"] == 2
+
+    wait_until(two_are_done)
+    with keystone_mpi.open_run(output) as run:
+        assert run.phase == "running"
+        assert sorted(task for task, _, _ in run.contents.in_flight()) == [2, 3]
+        page = render_report(run)
+    assert '<span class="badge running" id="state">running</span>' in page
+    watched = keystone(["status", "--watch", "--interval", "0.2", "slow.h5"]).check(0).stdout
+    assert "slow is running: 2/4, done 2" in watched
+    assert "slow is complete: 4/4, done 4" in watched
+    job.wait(20).check(0)

@@ -36,7 +36,9 @@ def test_a_task_that_does_not_fit_is_passed_over_for_one_that_does() -> None:
 def test_unknown_tasks_take_what_others_took_then_their_timeout_then_nothing() -> None:
     left = TimeLeft(100.0)
     assert left.expected_s(TaskRequest(0)) == 0.0
+    assert left.suffices(TaskRequest(0, timeout_s=30.0), 0.0)
     assert left.expected_s(TaskRequest(0, timeout_s=30.0)) == 30.0
+    assert left.expected_s(TaskRequest(0, timeout_s=101.0)) == 0.0, "else it would never be started"
     left.observe(10.0)
     left.observe(float("nan"))
     assert left.expected_s(TaskRequest(0)) == 10.0

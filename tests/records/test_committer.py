@@ -248,3 +248,45 @@ def test_what_was_called_durable_survives_kill_9(tmp_path: Path, lines: int) -> 
     got = indices(tmp_path / "j")
     assert len(got) >= told > 0
     assert got == list(range(len(got)))
+
+
+def test_a_push_hands_over_to_the_kernel_without_a_sync(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fdatasync", lambda descriptor: None)
+    committer = Committer(JournalWriter(tmp_path / "j", create=True), interval_s=30.0)
+    committer.submit([entry(0)])
+    assert until(lambda: committer.durable == 1)
+    for index in range(1, 50):
+        committer.submit([entry(index)])
+        assert committer.push(5.0)
+        assert indices(tmp_path / "j")[-1] == index, "another process does not see it yet"
+    assert committer.durable == 1
+    assert committer.close(5)
+
+
+def test_a_push_waits_once_for_a_stalled_disk_and_then_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    committer = Committer(JournalWriter(tmp_path / "j", create=True), interval_s=0.01)
+    stalled = threading.Event()
+    real = os.pwrite
+
+    def slow(descriptor: int, data: bytes, offset: int) -> int:
+        stalled.wait()
+        return real(descriptor, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", slow)
+    committer.submit([entry(0)])
+    assert not committer.push(0.05)
+    started = time.monotonic()
+    for index in range(1, 100):
+        committer.submit([entry(index)])
+        assert not committer.push(0.05)
+    assert time.monotonic() - started < 2.0, "every push waited for the stalled disk"
+    stalled.set()
+    assert until(lambda: committer.durable == 100)
+    committer.submit([entry(100)])
+    assert committer.push(5.0)
+    assert committer.close(5)
+    assert indices(tmp_path / "j") == list(range(101))

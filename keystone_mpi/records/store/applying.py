@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from keystone_mpi.core.model import ArrayValue, AttemptReport, Outcome, ShardValue
 from keystone_mpi.records.entries import AttemptEnded, RunOpened
+from keystone_mpi.records.programs import is_program, with_recipes, write_request
 from keystone_mpi.records.store import ColumnSource, hdf5, schema
 from keystone_mpi.records.store.arrays import ArrayGroup, ArrayItem, storable
 from keystone_mpi.records.store.hdf5 import TableFile
@@ -49,6 +50,8 @@ class OpenFile:
         self._head = head
         self._shards = shards
         chunk = schema.chunk_rows(head.task_count)
+        if is_program(head.spec):
+            chunk = max(chunk, schema.PROGRAM_CHUNK_ROWS)
         if "task" not in file:
             self._start(chunk)
         self._tasks = TableFile(file, schema.TASKS, chunk=chunk, dimension=file["task"])
@@ -60,6 +63,8 @@ class OpenFile:
         for column in schema.KEPT_COLUMNS:
             if column.name in file["attempts"]:
                 self._attempts.ensure(column)
+        if schema.REQUEST_COLUMN.name in file["tasks"]:
+            self._tasks.ensure(schema.REQUEST_COLUMN)
         self._worker_rows = self._known_workers()
 
     def _start(self, chunk: int) -> None:
@@ -122,6 +127,7 @@ class OpenFile:
 
     def apply(self, tail: Tail) -> int:
         """Add a batch; return the number of new rows in /attempts."""
+        self._add_tasks(tail)
         self._apply_workers(tail)
         first = len(self._attempts)
         update = task_update(tail.ended)
@@ -129,9 +135,34 @@ class OpenFile:
         self._apply_tasks(tail, update, first)
         return len(tail.ended)
 
+    def _add_tasks(self, tail: Tail) -> None:
+        """Add the rows of tasks that a program submitted."""
+        if tail.recipes:
+            spec = with_recipes(hdf5.read_text(self.file, "spec").encode(), tail.recipes)
+            hdf5.write_text(self.file, "spec", spec.decode(), schema.TEXTS["spec"])
+        if not tail.added:
+            return
+        file, tasks = self.file, [task for task, _ in tail.added]
+        first = int(file["task"].shape[0])
+        count = first + len(tasks)
+        hdf5.resize_dimension(file["task"], count)
+        file["task_id"].resize(count, axis=0)
+        names = np.empty(len(tasks), dtype=object)
+        names[:] = [str(row) for row in range(first, count)]
+        hdf5.write_rows(file["task_id"], first, names)
+        params = ValueGroup(file, "params", file["task"])
+        for part in (self._tasks, self._results, self._arrays, params):
+            part.resize(count)
+        self._tasks.ensure(schema.REQUEST_COLUMN)
+        self._tasks.write("submitted", first, np.array([at for _, at in tail.added], "f8"))
+        self._tasks.write_texts("request", first, [write_request(task) for task in tasks])
+        for name in dict.fromkeys(name for task in tasks for name in task.params):
+            params.write(name, first, [task.params.get(name) for task in tasks])
+
     def settle(self) -> None:
         """Tidy up a finished run's file."""
         self._results.settle()
+        ValueGroup(self.file, "params", self.file["task"]).settle()
         if "in_flight" in self.file:
             for name in [n for n in self.file["in_flight"] if n != "flight"]:
                 hdf5.remove_variable(self.file["in_flight"], name)

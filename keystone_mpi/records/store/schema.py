@@ -128,6 +128,10 @@ KEPT_COLUMNS = (
 )
 """Columns of /attempts that exist once any output was kept."""
 
+REQUEST_COLUMN = Column("request", "str", "the task as the program submitted it (JSON)")
+"""Column of /tasks in the file of a Python program."""
+PROGRAM_CHUNK_ROWS = 1024
+
 WORKERS = Table(
     "workers",
     "worker",

@@ -10,6 +10,7 @@ earlier start, everything that can be refused before the first write.
 
 from __future__ import annotations
 
+import gc
 import time
 from typing import TYPE_CHECKING
 
@@ -139,6 +140,8 @@ def _run(
                 already_failed=failed,
             )
             observer.run_opened(info)
+            # What was imported lives as long as the process: the collector need not look at it again.
+            gc.freeze()
             finish = master.run()
             return _close(session, master, finish, observer, stop, ranks)
     except BaseException:

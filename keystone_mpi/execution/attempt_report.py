@@ -15,7 +15,7 @@ import os
 import shlex
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import msgspec
 
@@ -126,15 +126,26 @@ class Reporter:
             command=shlex.join(order.launch.argv),
         )
 
-    def quiet_reports(self, waiting: list[QuietSuccess], plans: list[CollectPlan]) -> Iterator[AttemptReport]:
-        """Report a batch of quiet successes; one look into the scratch folder serves them all."""
+    def quiet_reports(
+        self,
+        waiting: list[QuietSuccess],
+        plans: list[CollectPlan],
+        shard_of: Callable[[int], ShardWriter],
+    ) -> Iterator[AttemptReport]:
+        """Report a batch of quiet successes; one look into the scratch folder serves them all.
+
+        `shard_of` tells the shard of a recipe's file: by now `shard` may be that of the next attempt.
+        """
         results = os.listdir(self._scratch)
+        next_shard = self.shard
         for quiet in waiting:
             order = quiet.order
             collected, outcome, why, error = NOTHING, Outcome.SUCCESS, Why.NONE, ""
             large: dict[str, ShardValue] = {}
             if results and (path := self._written_result(order)):
+                self.shard = shard_of(order.recipe)
                 collected, large, trouble = self._collect(plans[order.recipe].start({}), b"", path)
+                self.shard = next_shard
                 if not collected.ok or trouble:
                     outcome = Outcome.FAILED
                     why, error = (Why.RESULTS, trouble) if trouble else (collected.why, collected.error)

@@ -294,7 +294,7 @@ class SlotProcess:
         quiet = [item for item in self._unsent if isinstance(item, QuietSuccess)]
         self._unsent.clear()
         if quiet:
-            messages += map(AttemptFinished, self._reporter.quiet_reports(quiet, self._plans))
+            messages += map(AttemptFinished, self._reporter.quiet_reports(quiet, self._plans, self._shard))
         for shard in self._shards:
             shard.sync()
         channel = self._channel
@@ -313,7 +313,7 @@ class SlotProcess:
         order = item.order
         plan = self._plans[order.recipe]
         self._current = order
-        self._reporter.shard = self._shards[self._shard_of[order.recipe]]
+        self._reporter.shard = self._shard(order.recipe)
         try:
             collection, packed = self._start(item, plan)
         except (OSError, ValueError) as problem:
@@ -362,6 +362,9 @@ class SlotProcess:
         self._unsent.append(item)
         if self._flush_at == math.inf:
             self._flush_at = time.monotonic() + _BATCH_S
+
+    def _shard(self, recipe: int) -> ShardWriter:
+        return self._shards[self._shard_of[recipe]]
 
     def _make_shard(self, output_path: str, epoch: int) -> ShardWriter:
         return ShardWriter(output_path, f"e{epoch}-w{self._setup.worker}-s{self._setup.slot}.bin")

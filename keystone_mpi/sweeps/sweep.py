@@ -100,9 +100,18 @@ class Sweep:
         SweepFileError
             When an option comes from a parameter whose value does not fit.
         """
-        options = self.options
         index = int(k if row is None else row)
-        params: Mapping[str, Value] = {} if self.uniform else self.space.params(k)
+        if self.uniform:
+            return msgspec.structs.replace(self._any_request, index=index)
+        return self._request(index, k, self.space.params(k))
+
+    @cached_property
+    def _any_request(self) -> TaskRequest:
+        """The request of every task but for its index, when no option comes from a parameter."""
+        return self._request(0, 0, {})
+
+    def _request(self, index: int, k: int, params: Mapping[str, Value]) -> TaskRequest:
+        options = self.options
         return TaskRequest(
             index=index,
             cores=self._cores(params, k),

@@ -74,7 +74,7 @@ def _import_numpy() -> None:
 
 def _serve() -> None:
     """Be a worker rank."""
-    from keystone_mpi.core.errors import LauncherMismatchError
+    from keystone_mpi.core.errors import LauncherMismatchError, MasterSilentError
     from keystone_mpi.engine.serving import serve_as_worker
     from keystone_mpi.execution.environment import launcher_environment
 
@@ -85,6 +85,10 @@ def _serve() -> None:
         serve_as_worker(launcher_environment())
     except LauncherMismatchError:
         sys.exit(0)  # rank 0 has the same trouble and tells it
+    except MasterSilentError as error:
+        sys.stderr.write(f"keystone-mpi: worker rank {launcher_environment().rank}: {error}\n")
+        sys.stderr.flush()
+        os._exit(EXIT_AGAIN)  # MPI_Finalize would wait for the rank that is gone
     except Exception:
         # Finalize would hang and the others would wait: print, and let mpiexec end the job.
         import socket

@@ -30,7 +30,8 @@ class Dependencies:
 
     def unmet(self, request: TaskRequest) -> list[int]:
         """Return the dependencies that have not ended, each once."""
-        return [other for other in dict.fromkeys(request.depends_on) if self._finals.get(other) is None]
+        awaited = dict.fromkeys((*request.depends_on, *request.start_after))
+        return [other for other in awaited if self._finals.get(other) is None]
 
     def failed(self, request: TaskRequest) -> tuple[int, TaskState] | None:
         """Return a dependency that ended without success, None when there is none."""

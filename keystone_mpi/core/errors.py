@@ -62,6 +62,10 @@ class ClusterError(KeystoneError):
     """The machine does not give what the run needs (MPI, disk, locks, queue)."""
 
 
+class MasterSilentError(ClusterError):
+    """A worker has not heard of its master for too long: the master, or its node, is gone."""
+
+
 class LauncherMismatchError(ClusterError):
     """mpiexec or srun and the MPI library do not belong together."""
 

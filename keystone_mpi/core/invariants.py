@@ -119,7 +119,8 @@ def _check_dependencies(scheduler: Scheduler) -> None:
         if task.phase is not Phase.WAITING:
             continue
         waiters = scheduler.dependencies.waiters
-        unmet = [other for other in set(task.request.depends_on) if index in waiters.get(other, [])]
+        awaited = {*task.request.depends_on, *task.request.start_after}
+        unmet = [other for other in awaited if index in waiters.get(other, [])]
         _require(len(unmet) == task.unmet, f"task {index} waits for {task.unmet}, is known to {len(unmet)}")
     for other in scheduler.dependencies.waiters:
         _require(scheduler.finals.get(other) is None, f"task {other} ended, its dependents were not told")

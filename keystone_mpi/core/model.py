@@ -114,6 +114,9 @@ class TaskRequest(msgspec.Struct, frozen=True, gc=False):
     attempts_before: int = 0
     """Attempts made by earlier starts of this run; the next attempt's number is one more."""
     depends_on: tuple[int, ...] = ()
+    """Tasks that must have succeeded; when one ends otherwise, this task is cancelled."""
+    start_after: tuple[int, ...] = ()
+    """Tasks that must have ended, in whatever way."""
 
 
 class Assignment(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -338,7 +338,7 @@ class Scheduler:
         task = Task(request, self._number, self.queue.shape_of(request), request.attempts_before + 1)
         self._number += 1
         self.tasks[index] = task
-        if request.depends_on:
+        if request.depends_on or request.start_after:
             failed = self.dependencies.failed(request)
             if failed is not None:
                 error = describe_failed(*failed)
@@ -390,7 +390,7 @@ class Scheduler:
                 if task is None or task.phase is not Phase.WAITING:
                     continue
                 task.unmet -= 1
-                if state is not _SUCCESS:
+                if state is not _SUCCESS and index in task.request.depends_on:
                     error = describe_failed(index, state)
                     self._end_unrun(task, TaskState.CANCELLED, Why.DEPENDENCY, error, now)
                 elif task.unmet == 0:

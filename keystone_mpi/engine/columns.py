@@ -17,6 +17,7 @@ from keystone_mpi.sweeps.load import sweep_from_spec
 from keystone_mpi.sweeps.values import REPLICATE
 
 if TYPE_CHECKING:
+    from keystone_mpi.records.store import ColumnSource
     from numpy.typing import NDArray
 
     from keystone_mpi.sweeps.sweep import Sweep
@@ -58,12 +59,16 @@ class NoColumns:
         """Return no parameter."""
         return {}
 
+    def implied(self) -> dict[str, Any]:
+        """Return nothing that old rows would lack."""
+        return {}
+
     def columns(self, start: int, stop: int) -> dict[str, NDArray[Any]]:  # noqa: ARG002
         """Return no column."""
         return {}
 
 
-def columns_from_spec(spec: bytes, added_points: list[tuple[int, int]]) -> AddedColumns | NoColumns:
+def columns_from_spec(spec: bytes, added_points: list[tuple[int, int]]) -> ColumnSource:
     """Return the columns of the rows that `added_points` of a stored sweep stand for."""
     if is_program(spec):
         return NoColumns()

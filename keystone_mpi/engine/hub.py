@@ -77,6 +77,9 @@ class Resident(Protocol):
     def acknowledge(self) -> None:
         """Tell whoever waits what has become durable."""
 
+    behind: bool
+    """Too much waits for the disk: nothing should be started for now."""
+
     def tick(self, now: float) -> None:
         """Called about once a second."""
 
@@ -148,6 +151,8 @@ class Hub:
         self._stop_now = False
         self._finished = False
         self._next_tick = 0.0
+        self._paused = False
+        self._drained = False
         self._parent = os.getppid()
         self._thread = threading.Thread(target=self._run, name="keystone-master", daemon=True)
 
@@ -305,6 +310,11 @@ class Hub:
     def _tick(self, now: float) -> None:
         for resident in tuple(self._residents):
             resident.tick(now)
+        behind = any(resident.behind for resident in self._residents)
+        if behind != self._paused:
+            self._paused = behind
+            self._events.append(events.DispatchPaused() if behind else events.DispatchResumed())
+            self._turn(now)
         if self.promised.launcher is not None and os.getppid() != self._parent:
             self._parent = os.getppid()
             self._notice("the MPI launcher died: stopping")
@@ -421,6 +431,11 @@ class Hub:
                     transport.send(worker, messages.Cancel(index, attempt, interrupted))
                 case actions.Finish(reason=reason):
                     self._finished = True
+                    if self._drained:
+                        raise ClusterError(
+                            "drained: what ran is finished, nothing more was started; run the program again "
+                            "with resume=True to go on"
+                        )
                     if not self._stopping:
                         raise ClusterError(f"the engine ended: {reason}")
                 case other:
@@ -452,6 +467,11 @@ class Hub:
         assert self._workforce is not None
         for worker in self._workforce.present():
             self.send(worker, message)
+
+    def drain(self) -> None:
+        """Finish what runs, start nothing more, and end."""
+        self._drained = True
+        self._events.append(events.DrainRequested())
 
     def add_resident(self, resident: Resident) -> None:
         """Take an open results file on, and introduce it to the workers."""

@@ -24,6 +24,7 @@ from keystone_mpi.core.errors import ClusterError, InternalError, LeaseHeldError
 from keystone_mpi.core.events import Event
 from keystone_mpi.core.model import AttemptKey, TaskState, Why
 from keystone_mpi.core.scheduler import Scheduler
+from keystone_mpi.engine.liveness import Liveness, silence_limit_s
 from keystone_mpi.engine.observer import Progress, RunObserver
 from keystone_mpi.engine.pace import Pace
 from keystone_mpi.engine.plan import PlanSource, RunPlan
@@ -122,6 +123,7 @@ class Master:
         self._next_tick = 0.0
         self._next_renewal = 0.0
         self._finish: actions.Finish | None = None
+        self._liveness = Liveness(time.monotonic(), silence_limit_s())
 
     def run(self) -> actions.Finish:
         """Dispatch until nothing is left or somebody stops the run.
@@ -198,7 +200,12 @@ class Master:
 
     def _events(self, item: Received) -> list[Event]:
         worker = item.worker
+        if self._liveness.knows(worker):
+            self._liveness.heard(worker, time.monotonic())
         match item.message:
+            case messages.Beat():
+                self._liveness.heard(worker, time.monotonic())
+                return []
             case messages.AttemptsFinished(reports=reports):
                 return [events.AttemptFinished(worker, report) for report in reports]
             case messages.AttemptsStarted(starts=starts):
@@ -254,8 +261,29 @@ class Master:
             happened.append(events.AllWorkersJoined())
         return happened
 
+    def _look_for_silent(self, now: float) -> list[Event]:
+        """Give signs of life, and take workers for lost that have given none for too long."""
+        happened: list[Event] = []
+        for worker in self._liveness.silent(now):
+            self._liveness.forget(worker)
+            self._ranks.lost(worker)
+            seconds = self._liveness.silence_s
+            self._observer.notice(
+                f"{self._workforce.name(worker)} has not been heard of for {seconds:.0f} s and is taken for "
+                "lost; its tasks run elsewhere"
+            )
+            happened += self._leave(worker, f"no sign of life for {seconds:.0f} s")
+        if self._liveness.beat_due(now):
+            for worker in self._workforce.present():
+                self._transport.send(worker, messages.Beat())
+        return happened
+
     def _lose(self, worker: int, why: str) -> list[Event]:
+        self._liveness.forget(worker)
         self._ranks.left(worker)
+        return self._leave(worker, why)
+
+    def _leave(self, worker: int, why: str) -> list[Event]:
         if not self._workforce.leave(worker):
             return []
         self._sequence = self._committer.submit([entries.WorkerLeft(worker=worker, why=why, at=time.time())])
@@ -374,6 +402,9 @@ class Master:
         self._pace.sample(now)
         self._store.poll()
         self._watch_disk(now)
+        lost = self._look_for_silent(now)
+        if lost:
+            self._perform(self._scheduler.handle_many(lost, now))
         self._observer.progress(self.progress(now))
         if now >= self._next_renewal:
             self._next_renewal = now + LEASE_RENEWAL_S

@@ -50,12 +50,18 @@ class Ranks:
         self._abort = abort
         self._local_worker = local_worker
         self._dismissed = False
+        self._any_lost = False
         self._absent = set(transport.workers)
         """Workers that have not said goodbye."""
 
     def left(self, worker: int) -> None:
         """A worker said goodbye, or why it cannot go on."""
         self._absent.discard(worker)
+
+    def lost(self, worker: int) -> None:
+        """A worker is gone without a word: nobody waits for it, and MPI cannot end in order."""
+        self._absent.discard(worker)
+        self._any_lost = True
 
     def farewell(self, timeout_s: float, notice: Callable[[str], None]) -> None:
         """Send every worker away and wait for their goodbyes, `timeout_s` at most."""
@@ -78,7 +84,7 @@ class Ranks:
     def dismiss(self) -> bool:
         """Leave MPI together; False when some worker had not said goodbye and was ended by force."""
         self._dismissed = True
-        everybody = not self._absent
+        everybody = not self._absent and not self._any_lost
         for worker in self.transport.workers:
             self.transport.send(worker, Dismissal())
         if self._local_worker is not None:

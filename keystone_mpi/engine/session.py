@@ -205,9 +205,9 @@ def open_session(sweep: Sweep, options: SessionOptions) -> Session:
         Another master is at work on it.
     """
     output_path = options.output_path
-    _check_folder(output_path)
+    check_folder(output_path)
     notices: list[str] = []
-    earlier = _peek(output_path)
+    earlier = peek(output_path)
     if earlier is None and options.resume:
         raise OutputError(f"{output_path}: there is nothing to resume (run without --resume to start)")
     holder = read_lease(output_path)
@@ -215,10 +215,10 @@ def open_session(sweep: Sweep, options: SessionOptions) -> Session:
     epoch = 1 if earlier is None or options.fresh else earlier.epoch + 1
     lease = acquire(output_path, run_id=run_id, epoch=epoch, job_id=job_name(), is_gone=options.is_gone)
     try:
-        _forget_old_drain(output_path, lease)
+        forget_old_drain(output_path, lease)
         if holder is not None:
             notices.append(f"took over from {holder.holder()}, which is gone")
-        base = _recovered(output_path, lease, earlier)
+        base = recovered(output_path, lease, earlier)
         old = base if options.fresh else None
         plan = make_plan(
             sweep,
@@ -227,7 +227,7 @@ def open_session(sweep: Sweep, options: SessionOptions) -> Session:
         )
         if old is not None:
             plan.learn_from(old)
-            notices.append(f"the old results are now {_move_aside(output_path).name}")
+            notices.append(f"the old results are now {move_aside(output_path).name}")
     except BaseException:
         lease.release()
         raise
@@ -236,7 +236,7 @@ def open_session(sweep: Sweep, options: SessionOptions) -> Session:
 
 def plan_only(sweep: Sweep, options: SessionOptions) -> RunPlan:
     """Return what `open_session` would plan, without taking or writing anything (``--dry-run``)."""
-    base = None if options.fresh else _peek(options.output_path)
+    base = None if options.fresh else peek(options.output_path)
     return make_plan(sweep, base, plan_options(options))
 
 
@@ -250,7 +250,8 @@ def plan_options(options: SessionOptions) -> PlanOptions:
     )
 
 
-def _check_folder(output_path: Path) -> None:
+def check_folder(output_path: Path) -> None:
+    """Refuse an output whose folder cannot take it."""
     folder = output_path.parent
     if not folder.is_dir():
         raise OutputError(f"{folder}: the folder for the results does not exist (mkdir -p {folder})")
@@ -262,7 +263,8 @@ def _check_folder(output_path: Path) -> None:
         raise OutputError(f"{output_path}: is a folder, not a results file (-o FILE writes elsewhere)")
 
 
-def _peek(output_path: Path) -> RunView | None:
+def peek(output_path: Path) -> RunView | None:
+    """Look at the output as it is; None when there is none."""
     from keystone_mpi.records.view import open_view
 
     if not output_path.exists() and not journal_path(output_path).exists():
@@ -270,7 +272,7 @@ def _peek(output_path: Path) -> RunView | None:
     return open_view(output_path, columns_from_spec)
 
 
-def _recovered(output_path: Path, lease: Lease, earlier: RunView | None) -> RunView | None:
+def recovered(output_path: Path, lease: Lease, earlier: RunView | None) -> RunView | None:
     """Fold what a dead start left, and read the file as it is now that nobody else writes it."""
     from keystone_mpi.records.view import open_view, recover
 
@@ -282,7 +284,8 @@ def _recovered(output_path: Path, lease: Lease, earlier: RunView | None) -> RunV
     return open_view(output_path, columns_from_spec)
 
 
-def _move_aside(output_path: Path) -> Path:
+def move_aside(output_path: Path) -> Path:
+    """Give an old output another name, with the time in it, and return that."""
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     target = output_path.with_name(f"{output_path.stem}.{stamp}{output_path.suffix}")
     if target.exists():
@@ -300,7 +303,7 @@ def job_name() -> str:
     return os.environ.get("PBS_JOBID", "")
 
 
-def _forget_old_drain(output_path: Path, lease: Lease) -> None:
+def forget_old_drain(output_path: Path, lease: Lease) -> None:
     """Remove a request to drain that was meant for an earlier start; one made since is ours."""
     request = Path(f"{output_path}{DRAIN_SUFFIX}")
     try:

@@ -20,10 +20,11 @@ from typing import Any
 
 import msgspec
 
-from keystone_mpi.core.errors import InternalError, KeystoneError
+from keystone_mpi.core.errors import InternalError, KeystoneError, MasterSilentError
 from keystone_mpi.core.model import AttemptKey, AttemptReport, Outcome, Why
 from keystone_mpi.engine.function_seats import FunctionSeats, Outgoing
 from keystone_mpi.engine.recipes_here import RecipesHere
+from keystone_mpi.engine.liveness import Liveness, silence_limit_s
 from keystone_mpi.engine.slot_pool import Placement, SlotPool
 from keystone_mpi.execution import launcher_client
 from keystone_mpi.execution.function_frames import SharedBlock
@@ -43,6 +44,7 @@ from keystone_mpi.transport.messages import (
     AttemptsProgress,
     AttemptsStarted,
     AttemptStart,
+    Beat,
     BookClosed,
     BookOpened,
     CallsGiven,
@@ -65,6 +67,8 @@ from keystone_mpi.transport.messages import (
     WorkerFailed,
 )
 
+MASTER = 0
+"""Name of the master among those whose signs of life a worker expects."""
 PATIENCE_S = 3600.0
 """Upper bound of one sleep; messages and slot processes end it."""
 RELIEF_AFTER_S = 0.02
@@ -129,6 +133,8 @@ class Worker:
         self._recipes_here = RecipesHere()
         self._worker = 0
         self._leaving = False
+        self._liveness: Liveness | None = None
+        """Of the master; None until it gives a first sign of life."""
 
     def serve(self) -> None:
         """Work until the farewell; an internal error is told to the master first."""
@@ -141,6 +147,9 @@ class Worker:
             self._end.watch(self._seats.fileno())
             self._end.allocate_parts_with(SharedBlock)
             self._serve()
+        except MasterSilentError:
+            self._launcher.close()
+            raise
         except Exception as error:  # tell the master before leaving: it prints, with rank and host
             text = str(error) if isinstance(error, KeystoneError) else traceback.format_exc()
             self._launcher.close()
@@ -173,7 +182,9 @@ class Worker:
     def _serve(self) -> None:
         while not self._leaving:
             outgoing: list[FromWorker] = []
-            for message in self._end.receive(self._sleep_s()):
+            received = self._end.receive(self._sleep_s())
+            outgoing += self._give_sign(heard=bool(received))
+            for message in received:
                 match message:
                     case Delivered(message=content, parts=parts):
                         outgoing += self._on_message(content, parts)
@@ -200,9 +211,25 @@ class Worker:
             self._end.send(message, parts)
 
     def _sleep_s(self) -> float:
+        now = time.monotonic()
+        patience_s = PATIENCE_S if self._liveness is None else self._liveness.next_look_s(now)
         if self._relief_at is None:
-            return PATIENCE_S
-        return max(0.0, self._relief_at - time.monotonic())
+            return patience_s
+        return max(0.0, min(patience_s, self._relief_at - now))
+
+    def _give_sign(self, *, heard: bool) -> list[FromWorker]:
+        """Give the master a sign of life when one is due; leave when it has given none for too long."""
+        if self._liveness is None:
+            return []
+        now = time.monotonic()
+        if heard:
+            self._liveness.heard(MASTER, now)
+        elif self._liveness.silent(now):
+            raise MasterSilentError(
+                f"rank 0 has not been heard of for {self._liveness.silence_s:.0f} s: its node is gone or cut "
+                "off. What it had acknowledged is safe; run the same command again to continue"
+            )
+        return [Beat()] if self._liveness.beat_due(now) else []
 
     # --- from the master -----------------------------------------------------
 
@@ -231,6 +258,10 @@ class Worker:
                 self._add_recipes(self._books[book], recipes)
             case BookClosed(book=book):
                 del self._books[book]
+            case Beat():
+                if self._liveness is None:
+                    self._liveness = Liveness(time.monotonic(), silence_limit_s())
+                    self._liveness.heard(MASTER, time.monotonic())
             case Farewell() | Dismissal():
                 self._leaving = True
             case other:

@@ -103,6 +103,10 @@ class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
     """The run is stopping: the outcome is INTERRUPTED, not CANCELLED."""
 
 
+class Beat(msgspec.Struct, frozen=True, tag="beat"):
+    """A sign of life, both ways; a worker gives its own once it has had one of the master's."""
+
+
 class Farewell(msgspec.Struct, frozen=True, tag="farewell"):
     """No more work. Whatever still runs is killed; answered by `Goodbye`."""
 
@@ -258,6 +262,7 @@ FromWorker = (
     | CallsReturned
     | SeatEnded
     | WorkerFailed
+    | Beat
     | Goodbye
 )
 ToWorker = (
@@ -272,6 +277,7 @@ ToWorker = (
     | CallsGiven
     | CallsRecalled
     | SeatClosing
+    | Beat
     | Farewell
     | Dismissal
 )

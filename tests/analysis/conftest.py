@@ -6,25 +6,9 @@ import gzip
 from pathlib import Path
 
 import pytest
-from made_runs import T0, task_end, write_run
+from made_runs import EVIL, EVIL_SWEEP, FIXTURES, T0, task_end, write_run
 
 from keystone_mpi.core.model import Outcome, TaskState, Why
-
-FIXTURES = Path(__file__).parent / "fixtures"
-
-EVIL = (
-    "</script><script>window.pwned = 1</script><!-- <img src=x onerror='window.pwned = 2'> & \u2028 \x1b[31m"
-)
-"""What a solver should not print, and may."""
-
-EVIL_SWEEP = """
-[sweep]
-name = "evil <img src=x onerror=alert(1)> &amp;"
-command = ["echo", "{mesh}", "{label}"]
-[params]
-mesh = [16, 32, 64]
-label = ["plain", "</script><script>window.pwned = 4</script>", "<b>&amp;"]
-"""
 
 
 @pytest.fixture(scope="session")

@@ -1,14 +1,12 @@
-"""Results files for the tests of this folder: written as a master would, and enlarged to a million tasks."""
+"""Results files for the tests of this folder: written as a master would, of up to a million tasks."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import h5py
-import msgspec
 import numpy as np
 
 from keystone_mpi.core.model import AttemptReport, Outcome, TaskState, Why
@@ -19,6 +17,21 @@ from keystone_mpi.records.store import finish, fold
 from keystone_mpi.sweeps.load import load_sweep
 
 T0 = 1_750_000_000.0
+FIXTURES = Path(__file__).parent / "fixtures"
+
+EVIL = (
+    "</script><script>window.pwned = 1</script><!-- <img src=x onerror='window.pwned = 2'> & \u2028 \x1b[31m"
+)
+"""What a solver should not print, and may."""
+
+EVIL_SWEEP = """
+[sweep]
+name = "evil <img src=x onerror=alert(1)> &amp;"
+command = ["echo", "{mesh}", "{label}"]
+[params]
+mesh = [16, 32, 64]
+label = ["plain", "</script><script>window.pwned = 4</script>", "<b>&amp;"]
+"""
 
 
 def task_end(
@@ -113,26 +126,41 @@ y = [0.5, 1.5]
 """
 
 
-def enlarge(source: Path, target: Path, side: int) -> Path:
-    """Make a run of side x side tasks from one of 2 x 2, by plain h5py: seconds, not minutes."""
-    shutil.copy(source, target)
+LARGE = """
+[sweep]
+name = "large"
+command = ["true", "{{x}}", "{{y}}"]
+[params]
+x = {{ range = [0, {side}, 1] }}
+y = {{ linspace = [0, {last}, {side}] }}
+"""
+
+
+def write_large(folder: Path, side: int) -> Path:
+    """Write a run of side x side tasks, all done: by the store, then filled by plain h5py in seconds."""
     count = side * side
+    path = write_run(
+        folder,
+        LARGE.format(side=side, last=(side - 1) * 0.25),
+        [task_end(i, scalars={"value": 1.0, "steps": 3}) for i in range(2)],
+        hosts=("a", "b"),
+        slots=64,
+        name="large.h5",
+    )
     task = np.arange(count)
     random = np.random.default_rng(7)
     took = random.uniform(0.5, 1.5, count)
     columns: dict[str, np.ndarray] = {
-        "params/x": task // side,
-        "params/y": (task % side) * 0.25,
         "results/value": random.normal(size=count),
         "results/steps": task % 100,
         "tasks/state": np.full(count, int(TaskState.SUCCESS)),
         "tasks/attempts": np.ones(count),
-        "tasks/submitted": np.full(count, T0),
         "tasks/started": T0 + task * 0.01,
         "tasks/finished": T0 + task * 0.01 + took,
         "tasks/duration_s": took,
         "tasks/last_attempt": task,
         "tasks/results_from": task,
+        "attempts/attempt": task,
         "attempts/task_index": task,
         "attempts/number": np.ones(count),
         "attempts/worker": task % 2,
@@ -141,24 +169,9 @@ def enlarge(source: Path, target: Path, side: int) -> Path:
         "attempts/finished": T0 + task * 0.01 + took,
         "attempts/duration_s": took,
     }
-    with h5py.File(target, "r+", libver=("earliest", "v108")) as file:
-        file["task"].resize(count, axis=0)
-        file["task"][:] = task
-        file["task_id"].resize(count, axis=0)
-        file["attempts/attempt"].resize(count, axis=0)
-        for group in ("params", "results", "tasks", "attempts"):
-            for name, dataset in file[group].items():
-                if name in ("attempt",):
-                    continue
-                dataset.resize(count, axis=0)
-                values = columns.get(f"{group}/{name}")
-                if values is not None:
-                    dataset[:] = values
-        text = file["spec"][()].decode()
-        spec = msgspec.json.decode(text)
-        spec["space"]["params"] = [
-            {"name": "x", "range": [0, side, 1]},
-            {"name": "y", "linspace": [0, (side - 1) * 0.25, side]},
-        ]
-        file["spec"][()] = msgspec.json.encode(spec).decode()
-    return target
+    with h5py.File(path, "r+", libver=("earliest", "v108")) as file:
+        for dataset in file["attempts"].values():
+            dataset.resize(count, axis=0)
+        for name, values in columns.items():
+            file[name][:] = values
+    return path

@@ -12,8 +12,7 @@ import h5py
 import numpy as np
 import pandas
 import pytest
-from conftest import FIXTURES
-from made_runs import SMALL, T0, enlarge, task_end, write_run
+from made_runs import FIXTURES, SMALL, T0, task_end, write_large, write_run
 
 import keystone_mpi
 from keystone_mpi.analysis import libraries
@@ -158,7 +157,7 @@ k = [1, 2]
 
 
 def test_a_sparse_grid_stays_a_list(tmp_path: Path) -> None:
-    path = enlarge(write_run(tmp_path, SMALL, [task_end(i) for i in range(4)]), tmp_path / "l.h5", 10)
+    path = write_large(tmp_path, 10)
     with h5py.File(path, "r+") as file:
         file["params/x"][:] = np.arange(100)
         file["params/y"][:] = np.arange(100) * 0.5
@@ -289,11 +288,8 @@ def test_columns_are_typed_and_missing_ones_are_nan(tmp_path: Path) -> None:
 
 
 def test_a_million_tasks_within_two_seconds(tmp_path: Path) -> None:
-    small = write_run(
-        tmp_path, SMALL, [task_end(i, scalars={"value": 1.0, "steps": 3}) for i in range(4)],
-        hosts=("a", "b"), slots=64,
-    )  # fmt: skip
-    large = enlarge(small, tmp_path / "large.h5", 1000)
+    small = write_run(tmp_path, SMALL, [task_end(i, scalars={"value": 1.0, "steps": 3}) for i in range(4)])
+    large = write_large(tmp_path, 1000)
     script = f"""
 import json, resource, time
 import keystone_mpi, h5py, pandas, xarray

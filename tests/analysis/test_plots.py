@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_runs import SMALL, enlarge, task_end, write_run
+from made_runs import SMALL, task_end, write_large, write_run
 
 import keystone_mpi
 from keystone_mpi.analysis import plots
@@ -63,8 +63,7 @@ def test_scaling_predicts_from_the_durations() -> None:
 
 
 def test_a_large_timeline_is_a_density(tmp_path: Path) -> None:
-    small = write_run(tmp_path, SMALL, [task_end(i) for i in range(4)], hosts=("a", "b"), slots=64)
-    with keystone_mpi.open_run(enlarge(small, tmp_path / "large.h5", 150)) as run:
+    with keystone_mpi.open_run(write_large(tmp_path, 150)) as run:
         axes = plots.plot_timeline(run).axes[0]
     assert len(axes.images) == 1
     assert 0 < float(axes.images[0].get_array().mean()) <= 1

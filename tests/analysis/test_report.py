@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import EVIL
-from made_runs import SMALL, enlarge, task_end, write_run
+from made_runs import EVIL, SMALL, task_end, write_large, write_run
 
 import keystone_mpi
 from keystone_mpi.analysis.report import facts, render_report
@@ -93,11 +92,7 @@ def test_it_loads_nothing(evil_page: Path) -> None:
 
 
 def test_a_large_run_is_shown_as_density_and_sample(tmp_path: Path) -> None:
-    small = write_run(
-        tmp_path, SMALL, [task_end(i, scalars={"value": 1.0, "steps": 3}) for i in range(4)],
-        hosts=("a", "b"), slots=64,
-    )  # fmt: skip
-    with keystone_mpi.open_run(enlarge(small, tmp_path / "large.h5", 300)) as run:
+    with keystone_mpi.open_run(write_large(tmp_path, 300)) as run:
         assert facts.timeline(run)["kind"] == "density"
         points = facts.scatter(run)
         assert len(points["task"]) <= facts.POINTS
@@ -305,16 +300,17 @@ def test_browser_is_usable_by_keyboard_and_has_contrast(browser: Any, evil_page:
         colours = browser.execute_script(
             "document.documentElement.dataset.theme = arguments[0];"
             "const s = getComputedStyle(document.documentElement);"
-            "return ['--ink', '--soft', '--accent', '--fail', '--ok', '--time', '--card', '--page', '--code']"
+            "return ['--ink', '--soft', '--accent', '--fail', '--warn', '--ok', '--time',"
+            " '--card', '--page', '--code']"
             ".map(n => s.getPropertyValue(n).trim())",
             theme,
         )
         *foreground, card, page, code = colours
         for colour in foreground[:2]:
             assert min(contrast(colour, ground) for ground in (card, page, code)) >= 4.5, (theme, colour)
-        for colour in foreground[2:4]:
+        for colour in foreground[2:5]:
             assert contrast(colour, card) >= 4.5, (theme, colour)
-        for colour in foreground[4:]:
+        for colour in foreground[5:]:
             assert contrast(colour, card) >= 3.0, (theme, colour)
 
 

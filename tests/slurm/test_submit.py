@@ -83,7 +83,7 @@ def table(path: Path) -> dict[str, object]:
                 if key not in ("DIMENSION_LIST", "REFERENCE_LIST", "_Netcdf4Dimid", "NAME")
             }
             values = np.empty(0) if column in timings else np.asarray(item[()])
-            if group == "attempts" and column not in timings:
+            if group == "attempts" and column not in {*timings, "attempt"}:
                 values = values[order]
             # As text, so that a missing value equals a missing value.
             found[name] = (str(item.dtype), item.shape, attributes, repr(values.tolist()))

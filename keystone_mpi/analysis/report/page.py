@@ -31,6 +31,8 @@ UNITS = (
     (172800.0, 3600.0, "h"),
 )
 """(up to so many seconds, seconds per unit, unit); days above."""
+ROUNDS_UP = 0.9995
+"""Three digits turn what is closer to a limit than this into the next unit's round number."""
 BADGES = {
     "running": "running",
     "complete": "complete",
@@ -251,7 +253,7 @@ def _scatter(scatter: dict[str, Any]) -> str:
     if not params or not results:
         return ""
     shown = len(scatter["task"])
-    note = f"{shown:,} of {scatter['of']:,} tasks, evenly chosen" if shown < scatter["of"] else ""
+    note = f"{shown:,} of {scatter['of']:,} tasks, chosen at random" if shown < scatter["of"] else ""
     varied = [name for name in params if len(set(scatter["columns"][f"p:{name}"]["values"])) > 1] or params
     # The colour tells a few values apart best.
     few = [name for name in varied[1:] if len(set(scatter["columns"][f"p:{name}"]["values"])) <= 8]
@@ -387,6 +389,6 @@ def duration(seconds: float) -> str:
     if seconds == 0 or not math.isfinite(seconds):
         return "0 s" if seconds == 0 else "-"
     for limit, unit_s, unit in UNITS:
-        if seconds < limit:
+        if seconds < limit * ROUNDS_UP:
             return f"{seconds / unit_s:.3g} {unit}"
     return f"{seconds / 86400:.3g} d"

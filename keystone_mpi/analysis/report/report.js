@@ -9,8 +9,8 @@
   const duration = (s) => {
     if (s === 0) return "0 s";
     const a = Math.abs(s);
-    if (a < 0.001) return `${+(s * 1e6).toPrecision(3)} µs`;
-    if (a < 1) return `${+(s * 1e3).toPrecision(3)} ms`;
+    if (a < 0.0009995) return `${+(s * 1e6).toPrecision(3)} µs`;
+    if (a < 0.9995) return `${+(s * 1e3).toPrecision(3)} ms`;
     if (a < 120) return `${+s.toPrecision(3)} s`;
     if (a < 7200) return `${+(s / 60).toPrecision(3)} min`;
     if (a < 172800) return `${+(s / 3600).toPrecision(3)} h`;

@@ -9,7 +9,7 @@ here can stop a run or hold it up for more than a moment.
 
 from __future__ import annotations
 
-import importlib.metadata
+import importlib.util
 import os
 import platform
 import re
@@ -96,6 +96,8 @@ def git_state(folder: str) -> dict[str, Any]:
 
     Untracked files do not make it dirty: results lie beside the sweep.
     """
+    if not _in_git_tree(folder):
+        return {}
     command = ["git", "-C", folder, "status", "--porcelain=v2", "--branch", "--untracked-files=no"]
     try:
         done = subprocess.run(
@@ -154,10 +156,24 @@ def _recorded(names: tuple[str, ...]) -> dict[str, str]:
 
 
 def _packages() -> dict[str, str]:
-    found = {}
+    """Read versions from the names of the packages' folders: a start is no time to parse files."""
+    found: dict[str, str] = {}
     for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.origin is None:
             continue  # such as mpi4py on a laptop
+        prefix = f"{name}-"
+        for entry in os.listdir(os.path.dirname(os.path.dirname(spec.origin))):
+            if entry.startswith(prefix) and entry.endswith(".dist-info"):
+                found[name] = entry[len(prefix) : -len(".dist-info")]
     return found
+
+
+def _in_git_tree(folder: str) -> bool:
+    """Tell whether some folder above holds ``.git``; cheaper than asking git."""
+    while not os.path.exists(os.path.join(folder, ".git")):
+        above = os.path.dirname(folder)
+        if above == folder:
+            return False
+        folder = above
+    return True

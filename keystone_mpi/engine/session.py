@@ -13,7 +13,6 @@ refused comes before the first write.
 from __future__ import annotations
 
 import os
-import secrets
 import time
 from collections.abc import Callable
 from datetime import datetime
@@ -211,7 +210,7 @@ def open_session(sweep: Sweep, options: SessionOptions) -> Session:
     if earlier is None and options.resume:
         raise OutputError(f"{output_path}: there is nothing to resume (run without --resume to start)")
     holder = read_lease(output_path)
-    run_id = secrets.token_hex(8) if earlier is None or options.fresh else earlier.run_id
+    run_id = os.urandom(8).hex() if earlier is None or options.fresh else earlier.run_id
     epoch = 1 if earlier is None or options.fresh else earlier.epoch + 1
     lease = acquire(output_path, run_id=run_id, epoch=epoch, job_id=job_name(), is_gone=options.is_gone)
     try:
@@ -274,10 +273,10 @@ def peek(output_path: Path) -> RunView | None:
 
 def recovered(output_path: Path, lease: Lease, earlier: RunView | None) -> RunView | None:
     """Fold what a dead start left, and read the file as it is now that nobody else writes it."""
-    from keystone_mpi.records.view import open_view, recover
-
     if earlier is None and not output_path.exists() and not journal_path(output_path).exists():
         return None
+    from keystone_mpi.records.view import open_view, recover
+
     recover(output_path, columns_from_spec, lease=lease)
     if not output_path.exists():
         return None

@@ -10,7 +10,6 @@ node.
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
 
 
@@ -24,7 +23,7 @@ def local_scratch_path() -> str:
 
 def new_scratch_root() -> str:
     """Return a path for this process's folder; the launcher makes it when it is needed."""
-    return os.path.join(local_scratch_path(), f"{_prefix()}{os.getpid()}-{secrets.token_hex(8)}")
+    return os.path.join(local_scratch_path(), f"{_prefix()}{os.getpid()}-{os.urandom(8).hex()}")
 
 
 def remove_stale_roots() -> None:

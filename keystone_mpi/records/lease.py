@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import socket
 import time
 from collections.abc import Callable
@@ -201,7 +200,7 @@ def acquire(
     path = lease_path(output_path)
     now = time.time()
     info = LeaseInfo(
-        token=secrets.token_hex(12),
+        token=os.urandom(12).hex(),
         run_id=run_id,
         epoch=epoch,
         host=socket.gethostname(),
@@ -302,7 +301,7 @@ def _read(path: Path) -> LeaseInfo | None:
 
 def _write_temp(path: Path, info: LeaseInfo) -> Path:
     boot = info.boot_id[:8]
-    temp = path.with_name(f".{path.name.lstrip('.')}-{boot}-{info.pid}-{secrets.token_hex(4)}")
+    temp = path.with_name(f".{path.name.lstrip('.')}-{boot}-{info.pid}-{os.urandom(4).hex()}")
     descriptor = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
     try:
         with os.fdopen(descriptor, "wb") as file:

@@ -11,7 +11,6 @@ closed without an error, is published. Folding twice is the same as folding once
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
 import time
 from pathlib import Path
@@ -86,7 +85,7 @@ class _Fold:
     def __init__(self, file: h5py.File, head: RunOpened, present: Present | None, output_path: Path) -> None:
         self.file = file
         self.head = head
-        self.generation = secrets.token_hex(16)
+        self.generation = os.urandom(16).hex()
         self.offset = 0
         self.entries = 0
         self.attempts = 0

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import shutil
 import stat
 import time
@@ -38,7 +37,7 @@ class Generation:
     def __init__(self, output_path: Path, *, from_present: bool) -> None:
         self.output_path = output_path
         self.path = output_path.with_name(
-            f".{output_path.name}.next-{_machine()}-{os.getpid()}-{secrets.token_hex(2)}"
+            f".{output_path.name}.next-{_machine()}-{os.getpid()}-{os.urandom(2).hex()}"
         )
         self._from_present = from_present
         self._source: os.stat_result | None = None

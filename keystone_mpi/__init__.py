@@ -11,12 +11,21 @@ from typing import Any
 __version__ = "0.1.0"
 
 _EXPORTS = {
+    "BatchProcessor": "keystone_mpi.parallel_executor",
+    "KeystoneExecutor": "keystone_mpi.parallel_executor",
+    "ParallelExecutor": "keystone_mpi.parallel_executor",
     "Run": "keystone_mpi.analysis.run",
+    "TaskPipeline": "keystone_mpi.task_pipeline",
+    "TaskResult": "keystone_mpi.parallel_executor",
+    "TaskStatus": "keystone_mpi.task_pipeline",
     "open_run": "keystone_mpi.analysis.run",
 }
 """Public name -> module that it is loaded from when it is first used."""
 
-__all__ = ["Run", "__version__", "open_run"]
+__all__ = [
+    "BatchProcessor", "KeystoneExecutor", "ParallelExecutor", "Run", "TaskPipeline", "TaskResult",
+    "TaskStatus", "__version__", "open_run",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -72,6 +72,7 @@ def machine_checks(folder: Path) -> list[tuple[str, Callable[[], Check]]]:
         ("disk sync", lambda: check_sync(folder)),
         ("clock", lambda: check_clock(folder)),
         ("temp folder", check_temp),
+        ("solvers", check_solvers),
     ]
 
 
@@ -81,6 +82,23 @@ def check_python() -> Check:
     if platform.system() != "Linux":
         return Check("python", "fail", f"{found} on {platform.system()}", "keystone_mpi runs on Linux")
     return Check("python", "ok", found)
+
+
+def check_solvers() -> Check:
+    """Look for the solvers that have a tool; what nobody needs may be missing."""
+    from keystone_mpi.tools.table import TOOLS
+
+    found, missing = [], []
+    for name in ("fenicsx", "lammps", "openfoam"):
+        finding = TOOLS[name].find()
+        if finding.found:
+            found.append(f"{name} ({finding.where})")
+        else:
+            missing.append(f"{name}: {finding.install}")
+    said = ", ".join(found) or "none"
+    if missing:
+        said += f"; not found: {', '.join(text.partition(':')[0] for text in missing)}"
+    return Check("solvers", "ok", said, "; ".join(f"for {text}" for text in missing))
 
 
 def check_packages() -> Check:

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from keystone_mpi.execution.environment import Promised
 
+EXIT_AGAIN = 75
+"""Stopped with work left: run the same command again."""
 NO_RUN = frozenset({"--help", "-h", "--dry-run"})
 """Arguments of ``run`` after which nothing runs, so that nothing need be started."""
 

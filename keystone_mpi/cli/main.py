@@ -60,6 +60,7 @@ COMMANDS = {
     "drain": _Entry("drain", "Let a run finish what runs and start nothing more."),
     "submit": _Entry("submit", "Write a job script for Slurm and submit it."),
     "merge": _Entry("merge", "Merge what the elements of a job array have written."),
+    "tools": _Entry("tools", "Which solvers are found here, and how to install the others."),
     "doctor": _Entry("doctor", "Check this machine and its MPI; say what to change."),
     "bench": _Entry("bench", "Measure how fast the runner is on this machine."),
 }

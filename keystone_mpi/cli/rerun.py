@@ -59,7 +59,7 @@ def command(file: Path, task: str, keep_workdir: bool, print_only: bool) -> int:
                 f"{wording.path(view.path)}: task {index} runs in {launch.cwd}, which is not there on this "
                 "machine; run this where the sweep was started"
             )
-        environment = _environment(launch, scratch)
+        launch, argv, environment = _spelled(recipe, launch, scratch)
         if print_only:
             _say(f"cd {wording.command(launch.cwd)}" if recipe.workdir == "none" else "in a fresh folder:")
             click.echo(wording.command(*launch.argv))
@@ -67,7 +67,7 @@ def command(file: Path, task: str, keep_workdir: bool, print_only: bool) -> int:
         _prepare(index, recipe, launch)
         _say(f"task {index}: {wording.command(*launch.argv)}")
         _say(f"in {launch.cwd}")
-        exit_code = _run(launch, environment)
+        exit_code = _run(launch, argv, environment)
         _say(f"task {index} ended with {_ending(exit_code)}; {wording.path(view.path)} is unchanged")
         kept = keep_workdir
         if kept:
@@ -78,11 +78,32 @@ def command(file: Path, task: str, keep_workdir: bool, print_only: bool) -> int:
             shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _environment(launch: Launch, scratch: Path) -> dict[str, str]:
-    """Return what the solver sees: this shell's variables without a launcher's, and the task's own."""
-    from keystone_mpi.execution.environment import scrub
+def _spelled(
+    recipe: Recipe, launch: Launch, scratch: Path
+) -> tuple[Launch, tuple[str, ...], dict[bytes, bytes]]:
+    """Return the launch as it is shown, the argv to run, and what the solver sees.
 
-    return {**scrub(dict(os.environ)), **launch.env, "KEYSTONE_RESULT": str(scratch / "result")}
+    That is this shell's variables without a launcher's, what the recipe's setup
+    leaves, and the task's own.
+    """
+    from keystone_mpi.execution.environment import scrub
+    from keystone_mpi.execution.preparations import needs_preparation, preparation_of
+    from keystone_mpi.execution.preparing import prepare_worker
+    from keystone_mpi.execution.ranks_command import with_ranks
+    from keystone_mpi.tools.launch_environment import solver_environment
+
+    base = {os.fsencode(name): os.fsencode(value) for name, value in scrub(dict(os.environ)).items()}
+    argv = launch.argv
+    if needs_preparation(recipe):
+        prepared = prepare_worker(preparation_of(recipe, 0, {}), base)
+        if prepared.error:
+            raise UserError(prepared.error)
+        base = prepared.env
+        if launch.ranks:
+            launch, argv = with_ranks(launch, recipe, prepared)
+    environment = solver_environment(base, launch)
+    environment[b"KEYSTONE_RESULT"] = os.fsencode(scratch / "result")
+    return launch, argv, environment
 
 
 def _prepare(index: int, recipe: Recipe, launch: Launch) -> None:
@@ -96,13 +117,13 @@ def _prepare(index: int, recipe: Recipe, launch: Launch) -> None:
         raise UserError(f"task {index}: its input files cannot be made: {error}") from error
 
 
-def _run(launch: Launch, environment: dict[str, str]) -> int:
+def _run(launch: Launch, argv: tuple[str, ...], environment: dict[bytes, bytes]) -> int:
     """Run the solver on this terminal and return its exit code, 128 + N for signal N."""
     stdin = None
     try:
         if launch.stdin:
             stdin = open(launch.stdin, "rb")  # noqa: SIM115
-        process = subprocess.Popen(launch.argv, cwd=launch.cwd, env=environment, stdin=stdin)
+        process = subprocess.Popen(argv, cwd=launch.cwd, env=environment, stdin=stdin)
     except OSError as error:
         if error.filename == launch.stdin and launch.stdin:
             raise UserError(f"standard input {launch.stdin}: {error.strerror}") from error

@@ -25,9 +25,7 @@ class TaskState(enum.IntEnum):
     CANCELLED = 5
 
 
-FINAL_STATES = frozenset(
-    {TaskState.SUCCESS, TaskState.FAILURE, TaskState.TIMEOUT, TaskState.CANCELLED}
-)
+FINAL_STATES = frozenset({TaskState.SUCCESS, TaskState.FAILURE, TaskState.TIMEOUT, TaskState.CANCELLED})
 UNSUCCESSFUL_STATES = FINAL_STATES - {TaskState.SUCCESS}
 
 
@@ -164,6 +162,7 @@ class ShardValue(msgspec.Struct, frozen=True, array_like=True):
 
 
 Scalar = bool | int | float | str | None
+
 
 class AttemptReport(msgspec.Struct, frozen=True, omit_defaults=True):
     """Everything known of an attempt that ended; sent by the worker, recorded unchanged."""

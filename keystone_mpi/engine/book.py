@@ -33,8 +33,8 @@ from keystone_mpi.core.model import (
     Why,
 )
 from keystone_mpi.engine.hub import Hub
-from keystone_mpi.engine.store_process import StoreClient
 from keystone_mpi.engine.stopping import DRAIN_SUFFIX
+from keystone_mpi.engine.store_process import StoreClient
 from keystone_mpi.engine.task_records import TaskRecord, Watches
 from keystone_mpi.records import entries
 from keystone_mpi.records.committer import Committer
@@ -182,6 +182,7 @@ class Book:
             self._store.close()
             self._lease.release()
             return self._committer.problem or "the journal could not be synced in time"
+        self._store.ensure_started()
         result = self._store.finish(LAST_BATCH_S)
         self._lease.release()
         if not result.problem:
@@ -302,16 +303,19 @@ class Book:
         record.started = at
         self._record([entries.AttemptStarted(worker=worker, index=record.row, attempt=attempt, at=at)])
 
+    def progress(self, index: int, fraction: float) -> None:
+        """See `hub.Owner`."""
+        self._by_index[index][0].progress = fraction
+
     def attempt_ended(self, worker: int, report: AttemptReport, state: TaskState) -> None:
         """See `hub.Owner`."""
         record = self._by_index[report.index][0]
         report = msgspec.structs.replace(report, index=record.row)
+        record.progress = None
         record.take_report(report)
         if state == TaskState.PENDING:
             record.state = state
-        self._record(
-            [entries.AttemptEnded(worker=worker, report=report, state=state, recorded=time.time())]
-        )
+        self._record([entries.AttemptEnded(worker=worker, report=report, state=state, recorded=time.time())])
 
     def task_changed(self, index: int, state: TaskState, why: Why, error: str) -> None:
         """See `hub.Owner`."""

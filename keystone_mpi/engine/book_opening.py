@@ -185,7 +185,7 @@ def open_book(
             )
         if earlier_view.phase != "running" and resume and not is_program(earlier_view.spec):
             raise OutputError(
-                f"{path}: holds the results of the sweep {earlier_view.sweep_name!r}, not of a Python program "
+                f"{path}: holds the results of the sweep {earlier_view.sweep_name!r}, not of a program "
                 "(write to another file, or fresh=True)"
             )
     holder = read_lease(path)
@@ -258,5 +258,3 @@ def _program_text() -> str:
         return Path(file).read_text(encoding="utf-8", errors="replace")[:1_000_000] if file else ""
     except OSError:
         return ""
-
-

@@ -40,7 +40,7 @@ STILLBORN_LIMIT = 3
 _SMOOTHING = 0.3
 
 
-class RemoteTraceback(Exception):
+class RemoteError(Exception):
     """The traceback of a function's exception where it was raised; the cause of the local one."""
 
     def __init__(self, text: str) -> None:
@@ -148,9 +148,6 @@ class Engine(Protocol):
 
     def request_seat(self, seat: Callable[[int], Seat]) -> None:
         """Have the scheduler place one more seat."""
-
-    def withdraw_seat(self, index: int) -> None:
-        """The seat is not wanted any more."""
 
     def send(self, worker: int, message: Any, parts: Sequence[Any] = ()) -> None:
         """Send a message to a worker."""
@@ -342,7 +339,7 @@ class CallDesk:
                     future.set_result(value)
                 else:
                     raised, text = value
-                    raised.__cause__ = RemoteTraceback(f"on {self._engine.place_of(seat.worker)}:\n{text}")
+                    raised.__cause__ = RemoteError(f"on {self._engine.place_of(seat.worker)}:\n{text}")
                     future.set_exception(raised)
             self._settled(pool)
         seat.answered += len(replies)

@@ -17,9 +17,9 @@ from keystone_mpi.sweeps.load import sweep_from_spec
 from keystone_mpi.sweeps.values import REPLICATE
 
 if TYPE_CHECKING:
-    from keystone_mpi.records.store import ColumnSource
     from numpy.typing import NDArray
 
+    from keystone_mpi.records.store import ColumnSource
     from keystone_mpi.sweeps.sweep import Sweep
 
 

@@ -20,23 +20,20 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from keystone_mpi.core import actions, events
 from keystone_mpi.core.actions import Action
 from keystone_mpi.core.errors import ClusterError, InternalError, KeystoneError
 from keystone_mpi.core.events import Event
 from keystone_mpi.core.model import (
-    Assignment,
     AttemptKey,
-    AttemptReport,
-    RetryBudget,
     TaskRequest,
     TaskState,
-    Why,
 )
 from keystone_mpi.core.scheduler import Scheduler
-from keystone_mpi.engine.calls import CallDesk, Seat
+from keystone_mpi.engine.calls import CallDesk
+from keystone_mpi.engine.owners import FUNCTION_BOOK, FUNCTION_RECIPE, Owner, Resident, SeatOwner
 from keystone_mpi.engine.ranks import FAREWELL_S, Ranks, bring_up
 from keystone_mpi.engine.workforce import Workforce
 from keystone_mpi.execution.environment import Promised
@@ -48,50 +45,6 @@ from keystone_mpi.transport.channel import Received
 TICK_S = 1.0
 START_S = 120.0
 """How long all workers may take to introduce themselves."""
-FUNCTION_BOOK = 0
-FUNCTION_RECIPE = 0
-"""The first recipe that every worker gets."""
-
-
-class Owner(Protocol):
-    """What a task of the scheduler belongs to; called in the engine's thread."""
-
-    def order(self, assignment: Assignment) -> messages.TaskOrder:
-        """Spell out an attempt for a worker."""
-
-    def assigned(self, worker: int, attempts: Sequence[tuple[int, int]]) -> None: ...
-
-    def started(self, worker: int, index: int, attempt: int, at: float) -> None: ...
-
-    def attempt_ended(self, worker: int, report: AttemptReport, state: TaskState) -> None: ...
-
-    def task_changed(self, index: int, state: TaskState, why: Why, error: str) -> None: ...
-
-    def ended(self, notice: actions.Notify) -> None:
-        """The task has its final state; its record came before."""
-
-
-class Resident(Protocol):
-    """What lives in the hub beside its tasks: an open results file."""
-
-    def acknowledge(self) -> None:
-        """Tell whoever waits what has become durable."""
-
-    behind: bool
-    """Too much waits for the disk: nothing should be started for now."""
-
-    def tick(self, now: float) -> None:
-        """Called about once a second."""
-
-    def worker_joined(self, worker: int, facts: messages.Hello, slots: int, memory_bytes: int) -> None: ...
-
-    def worker_left(self, worker: int, why: str) -> None: ...
-
-    def welcome(self, send: Callable[[Any], None]) -> None:
-        """Tell a new worker what it must know of this book."""
-
-    def broken(self, error: Exception) -> None:
-        """The engine failed; nobody will answer any more."""
 
 
 class Hub:
@@ -141,10 +94,9 @@ class Hub:
         self._events: list[Event] = []
         self._owners: dict[int, Owner] = {}
         self._residents: list[Resident] = []
-        self.calls = CallDesk(self, functions)
+        self.calls = CallDesk(SeatOwner(self), functions)
         self.task_progress: dict[int, float] = {}
         """Running task -> what its solver last said of how far it is; read by any thread."""
-        self._seat_owner = _SeatOwner(self)
         self._ranks: Ranks | None = None
         self._workforce: Workforce | None = None
         self._stopping = False
@@ -212,6 +164,10 @@ class Hub:
     def hosts(self) -> list[str]:
         """Host names, each once."""
         return [] if self._workforce is None else self._workforce.hosts
+
+    def host_of(self, worker: int) -> str:
+        """Host of a worker."""
+        return "" if self._workforce is None else self._workforce.facts(worker).host
 
     def worker_slots(self) -> list[int]:
         """Slots of each worker that joined."""
@@ -343,12 +299,19 @@ class Hub:
                 self.task_progress.update({item.index: item.fraction for item in progress})
             case messages.RecipeRefused(error=error):
                 self._notice(f"worker rank {worker}: {error}")
+            case messages.AttemptsProgress(progress=news):
+                for state in news:
+                    owner = self._owners.get(state.index)
+                    if owner is not None:
+                        owner.progress(state.index, state.fraction)
+            case messages.RecipeRefused(error=error):
+                raise ClusterError(f"{self._workforce_name(worker)}: {error}")
             case messages.TasksReturned(attempts=attempts):
                 self._events.append(events.TasksReturned(worker, list(attempts)))
             case messages.Hello() as hello:
                 self._welcome(worker, hello)
             case messages.WorkerFailed(traceback=text):
-                self._notice(f"worker rank {worker} failed:\n{text.rstrip()}")
+                self._notice(f"{self._workforce_name(worker)} failed:\n{text.rstrip()}")
                 self._lose(worker, "internal error")
             case messages.Goodbye():
                 self._lose(worker, "it left")
@@ -389,6 +352,10 @@ class Hub:
             if not workforce.count:
                 raise ClusterError("no worker can work: " + "; ".join(problems))
             self._ready.set()
+
+    def _workforce_name(self, worker: int) -> str:
+        assert self._workforce is not None
+        return self._workforce.name(worker)
 
     def _lose(self, worker: int, why: str) -> None:
         assert self._workforce is not None
@@ -495,32 +462,16 @@ class Hub:
         self.broadcast(messages.RecipesAdded(book=book, first=number, recipes=[recipe]))
         return number
 
-    # --- for the call desk ---------------------------------------------------
-
-    def request_seat(self, seat: Callable[[int], Seat]) -> None:
-        """See `calls.Engine`."""
-        index = self.new_index()
-        seat(index)
-        # A byte of memory makes it another shape than an ordinary task: it is never given in advance.
-        request = TaskRequest(index=index, memory_bytes=1, budget=RetryBudget(0, 0, 0, 0))
-        self.submit(self._seat_owner, [request])
-
-    def withdraw_seat(self, index: int) -> None:
-        """See `calls.Engine`."""
-        self.cancel(index, "the engine")
-
     def tasks_wait(self) -> bool:
-        """See `calls.Engine`."""
+        """Tell whether tasks wait for cores."""
         counts = self._scheduler.counts()
         return counts.ready + counts.backlog > self.calls.unplaced
 
-    def place_of(self, worker: int) -> str:
-        """See `calls.Engine`."""
-        assert self._workforce is not None
-        host = self._workforce.facts(worker).host
+    def name_of(self, worker: int) -> str:
+        """Name a worker and its host for people."""
         if self.promised.launcher is None:
-            return f"{host} (a function process of this program)"
-        return f"rank {worker} on {host}"
+            return f"{self.host_of(worker)} (a function process of this program)"
+        return f"rank {worker} on {self.host_of(worker)}"
 
     # --- the end -------------------------------------------------------------
 
@@ -539,39 +490,6 @@ class Hub:
         self._ranks.farewell(FAREWELL_S, self._notice)
         if not self._ranks.dismiss():
             self._notice("some workers did not say goodbye; MPI was ended by force")
-
-
-class _SeatOwner:
-    """The owner of the scheduler's tasks that are seats."""
-
-    def __init__(self, hub: Hub) -> None:
-        self._hub = hub
-
-    def order(self, assignment: Assignment) -> messages.TaskOrder:
-        return messages.TaskOrder(
-            index=assignment.index,
-            attempt=assignment.attempt,
-            params={},
-            task_id=str(assignment.index),
-            recipe=FUNCTION_RECIPE,
-        )
-
-    def assigned(self, worker: int, attempts: Sequence[tuple[int, int]]) -> None:
-        for index, _ in attempts:
-            # After the Assign that follows this record, so that the seat is there before its calls.
-            self._hub.post(functools.partial(self._hub.calls.seat_opened, index, worker))
-
-    def started(self, worker: int, index: int, attempt: int, at: float) -> None:
-        return
-
-    def attempt_ended(self, worker: int, report: AttemptReport, state: TaskState) -> None:
-        return
-
-    def task_changed(self, index: int, state: TaskState, why: Why, error: str) -> None:
-        return
-
-    def ended(self, notice: actions.Notify) -> None:
-        self._hub.calls.seat_gone(notice.index, notice.report, notice.error)
 
 
 def _internal(error: BaseException) -> InternalError:

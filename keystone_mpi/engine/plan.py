@@ -23,7 +23,7 @@ import msgspec
 import numpy as np
 
 from keystone_mpi.core.errors import OutputError
-from keystone_mpi.core.model import Assignment, RetryBudget, TaskRequest, TaskState
+from keystone_mpi.core.model import FINAL_STATES, Assignment, RetryBudget, TaskRequest, TaskState
 from keystone_mpi.engine.expectation import DurationModel
 from keystone_mpi.sweeps.fingerprint import fingerprint_difference
 from keystone_mpi.sweeps.values import REPLICATE
@@ -284,7 +284,8 @@ def make_plan(sweep: Sweep, base: RunView | None, options: PlanOptions) -> RunPl
         )
     _refuse_other_sweep(sweep, base)
     changes = fingerprint_difference(base.fingerprint, sweep.fingerprint)
-    if changes and not options.accept_changed:
+    # Where no task has ended (the setup failed, say) there is nothing that a change could be mixed with.
+    if changes and not options.accept_changed and bool(np.isin(base.states, list(FINAL_STATES)).any()):
         raise OutputError(
             f"{base.path}: what runs the tasks has changed since this file was made: {'; '.join(changes)} "
             "(--accept-changed continues with the new one, --fresh starts over, -o FILE writes elsewhere)"

@@ -20,9 +20,10 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
-from keystone_mpi.core.errors import ClosedError
+from keystone_mpi.core.errors import ClosedError, LauncherMismatchError
 from keystone_mpi.engine.functions import FunctionTable
 from keystone_mpi.engine.hub import Hub
+from keystone_mpi.engine.ranks import bring_up
 from keystone_mpi.engine.worker import FUNCTION_TOOL
 from keystone_mpi.engine.worker_exit import end_worker_rank
 from keystone_mpi.execution.environment import launcher_environment
@@ -44,8 +45,6 @@ class Program:
         self.closers: list[Callable[[bool], None]] = []
         """Called at the end of the program, newest first, with whether it ends because of an error."""
         self.failed = False
-        self.launched_by_us = False
-        """``python -m keystone_mpi`` runs the program and ends it."""
         self._hooked = False
 
     def engine(self, slots: int | None = None) -> Hub:
@@ -72,11 +71,11 @@ class Program:
         promised = launcher_environment()
         if promised.rank > 0:
             end_worker_rank(promised)
-        if promised.launcher is not None and _mpi_is_up() and not self.launched_by_us:
+        if promised.launcher is not None and _mpi_is_up():
             tell(
                 "MPI was initialised before keystone_mpi was used: solvers are started by processes that are "
                 "forked after MPI_Init, which some networks (InfiniBand) do not support; "
-                f"mpiexec ... python -m keystone_mpi {os.path.basename(sys.argv[0]) or 'PROGRAM.py'} avoids it"
+                f"python -m keystone_mpi {os.path.basename(sys.argv[0]) or 'PROGRAM.py'} avoids it"
             )
         self._hook()
         if slots is None:
@@ -98,6 +97,17 @@ class Program:
         return hub
 
     # --- the end -------------------------------------------------------------
+
+    def send_workers_home(self) -> None:
+        """Let the other ranks leave when the program never used them."""
+        promised = launcher_environment()
+        if promised.launcher is None or promised.size < 2:
+            return
+        try:
+            ranks = bring_up(promised)
+        except LauncherMismatchError:
+            return  # there are no ranks that could be sent home
+        ranks.close()
 
     def _hook(self) -> None:
         if self._hooked:
@@ -126,12 +136,21 @@ class Program:
         if hub is None or hub.pid != os.getpid():
             return
         try:
-            for close in reversed(self.closers):
-                close(self.failed)
+            if not self.failed:
+                self._close_all(failed=False)
+        except BaseException:  # an interrupt while the program waits for its tasks: stop
+            self.failed = True
+            raise
         finally:
-            self.closers.clear()
             hub.stop(now=True)
+            if self.failed:
+                self._close_all(failed=True)
             self.callbacks.close()
+
+    def _close_all(self, *, failed: bool) -> None:
+        for close in reversed(tuple(self.closers)):
+            close(failed)
+        self.closers.clear()
 
 
 class CallbackThread:
@@ -143,7 +162,7 @@ class CallbackThread:
         self._lock = threading.Lock()
         self._problems: list[BaseException] = []
 
-    def run(self, callback: Callable[[], None]) -> None:
+    def run(self, callback: Callable[[], object]) -> None:
         """Have a callback called soon; what it raises is kept for `raise_problem`."""
         import queue
 
@@ -154,7 +173,7 @@ class CallbackThread:
                 self._thread.start()
             self._todo.put(callback)
 
-    def run_and_wait(self, callback: Callable[[], None]) -> None:
+    def run_and_wait(self, callback: Callable[[], object]) -> None:
         """Have a callback called and wait for its end; at once when this is the thread itself."""
         if threading.current_thread() is self._thread:
             callback()

@@ -88,6 +88,11 @@ class StoreClient:
         self._buffer = b""
         return self._process
 
+    def ensure_started(self) -> None:
+        """Start the process if it was not time yet: a program's own process is not to load HDF5."""
+        if self._process is None:
+            self._start()
+
     def poll(self) -> None:
         """Hear of the batches that ended; start the process when it is time, or another when it died."""
         if self._process is None:

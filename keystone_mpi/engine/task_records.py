@@ -24,10 +24,35 @@ class TaskRecord:
     """One task of a pipeline."""
 
     __slots__ = (
-        "arrays", "artifacts", "attempts", "cores", "error", "finished", "from_file", "host", "index",
-        "is_earlier", "options", "params", "recipe", "row", "scalars", "script", "started", "state",
-        "stderr_tail", "stdout_tail", "submitted", "tool", "why", "work_path", "duration_s", "worker",
-        "exit_code", "last_attempt",
+        "arrays",
+        "artifacts",
+        "attempts",
+        "cores",
+        "duration_s",
+        "error",
+        "exit_code",
+        "finished",
+        "from_file",
+        "host",
+        "index",
+        "is_earlier",
+        "last_attempt",
+        "options",
+        "params",
+        "progress",
+        "recipe",
+        "row",
+        "scalars",
+        "script",
+        "started",
+        "state",
+        "stderr_tail",
+        "stdout_tail",
+        "submitted",
+        "tool",
+        "why",
+        "work_path",
+        "worker",
     )  # fmt: skip
 
     def __init__(self, row: int, tool: str, script: str, params: dict[str, Any]) -> None:
@@ -51,6 +76,8 @@ class TaskRecord:
         self.attempts = 0
         """Attempts that ended."""
         self.last_attempt = 0
+        self.progress: float | None = None
+        """What the solver says of itself while it runs, 0 to 1."""
         self.worker = -1
         self.host = ""
         self.exit_code = -1

@@ -271,13 +271,14 @@ def check_task_dict(task: Any, position: int) -> dict[str, Any]:
         raise RequestError(f"{where}: must be a dict with 'tool', 'script' and 'params', not {task!r}")
     for key in ("tool", "script"):
         if key not in task:
-            raise RequestError(f"{where}: the key {key!r} is missing; found {', '.join(map(repr, task)) or 'none'}")
+            raise RequestError(
+                f"{where}: the key {key!r} is missing; found {', '.join(map(repr, task)) or 'none'}"
+            )
     for key in task:
         if key not in TASK_KEYS:
             near = near_match(str(key), TASK_KEYS)
-            raise RequestError(
-                f"{where}: no such key {key!r}{f' ({near})' if near else ''}; allowed are {', '.join(TASK_KEYS)}"
-            )
+            hint = f" ({near})" if near else ""
+            raise RequestError(f"{where}: no such key {key!r}{hint}; allowed are {', '.join(TASK_KEYS)}")
     return dict(task)
 
 
@@ -290,7 +291,9 @@ def grid_points(param_grid: Any) -> list[dict[str, Any]]:
         The grid is no dict, or has a name without values.
     """
     if not isinstance(param_grid, Mapping):
-        raise RequestError(f"the grid must be a dict of names and their values, not {type(param_grid).__name__}")
+        raise RequestError(
+            f"the grid must be a dict of names and their values, not {type(param_grid).__name__}"
+        )
     axes: list[list[Any]] = []
     for name, values in param_grid.items():
         if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):

@@ -23,8 +23,8 @@ import msgspec
 from keystone_mpi.core.errors import InternalError, KeystoneError, MasterSilentError
 from keystone_mpi.core.model import AttemptKey, AttemptReport, Outcome, Why
 from keystone_mpi.engine.function_seats import FunctionSeats, Outgoing
-from keystone_mpi.engine.recipes_here import RecipesHere
 from keystone_mpi.engine.liveness import Liveness, silence_limit_s
+from keystone_mpi.engine.recipes_here import RecipesHere
 from keystone_mpi.engine.slot_pool import Placement, SlotPool
 from keystone_mpi.execution import launcher_client
 from keystone_mpi.execution.function_frames import SharedBlock

@@ -220,7 +220,7 @@ def _read_recipe(
         collectors=command.collectors,
         jit_cache=command.jit_cache,
         unset=command.unset,
-        solver_module=command.solver_module,
+        solver_module=True,
     )
     return recipe, command
 

@@ -21,7 +21,11 @@ ALLOWED_TABLES = ("task", "files", "collect", "success", "tools", "sweep")
 
 
 def read_single(
-    tool: str, script: str | Sequence[str], params: Mapping[str, Any], tables: Mapping[str, Any], start_dir: Path
+    tool: str,
+    script: str | Sequence[str],
+    params: Mapping[str, Any],
+    tables: Mapping[str, Any],
+    start_dir: Path,
 ) -> Sweep:
     """Return how tasks of this tool, script and these parameter names are run.
 

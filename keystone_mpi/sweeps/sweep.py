@@ -170,7 +170,11 @@ def preview(sweep: Sweep, count: int) -> list[tuple[str, tuple[str, ...]]]:
         context = RenderContext(
             index=k, attempt=1, task_id=str(k), seed=sweep.seed_of(params), cores=sweep.request(k).cores
         )
-        shown.append((str(k), renderer.render(params, context).argv))
+        launch = renderer.render(params, context)
+        # Which mpiexec it is and its flags are found on the workers.
+        started = bool(launch.ranks) and not sweep.recipe.starts_ranks
+        ranks = (sweep.recipe.launcher, "-n", str(launch.ranks)) if started else ()
+        shown.append((str(k), (*ranks, *launch.argv)))
     return shown
 
 

@@ -38,5 +38,5 @@ def read_task_file(text: str, start_dir: str) -> tuple[Recipe, SpaceSpec]:
     rows = RowsSpec("lines", names, ["str"], columns)
     if len(seen) < len(lines):
         rows = RowsSpec("lines", [*names, REPLICATE], ["str", "int"], [*columns, numbers])
-    recipe = Recipe(tool=LINE_TOOL, argv=("{command}",), shell=True, start_dir=start_dir)
+    recipe = Recipe(tool=LINE_TOOL, solver_module=True, argv=("{command}",), shell=True, start_dir=start_dir)
     return recipe, SpaceSpec(rows=[rows])

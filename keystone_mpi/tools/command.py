@@ -22,7 +22,6 @@ from keystone_mpi.tools.templates import Template
 from keystone_mpi.tools.tool import Finding, Keys, Prepared, ToolRequest
 
 _INTERPRETER = re.compile(r"(python|pypy|bash|sh|dash|zsh|perl|ruby|Rscript|julia|node|octave)[0-9.]*\Z")
-_PYTHON = re.compile(r"(python|pypy)[0-9.]*\Z")
 IN_SHELL = "$KEYSTONE_MPIEXEC"
 
 
@@ -109,7 +108,6 @@ def prepare_argv(request: ToolRequest, templates: list[Template], name: str = "c
         argv=tuple(argv),
         written=msgspec.json.encode([template.text for template in templates]).decode(),
         literals=tuple(word for word in literal if word is not None),
-        solver_module=program is not None and _PYTHON.match(os.path.basename(program)) is not None,
     )
 
 

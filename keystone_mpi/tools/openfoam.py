@@ -253,5 +253,5 @@ def _version(program: str) -> str:
     env = {**os.environ}
     env.setdefault("WM_PROJECT_DIR", DEBIAN_FOLDER)
     _, text = say([program, "-help"], env, limit_s=20.0)
-    found = re.search(r"OpenFOAM[^\n]*?(v?\d[\w.()-]*)", text)
+    found = re.search(r"OpenFOAM[^\n]*?(v?\d[\w.-]*)", text)
     return f"OpenFOAM {found.group(1)}" if found is not None else "OpenFOAM"

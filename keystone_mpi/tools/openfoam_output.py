@@ -34,7 +34,10 @@ _CONTINUITY = re.compile(rb"continuity errors : sum local = (\S+?), global = (\S
 _COURANT = re.compile(rb"Courant Number mean: \S+ max: (\S+)")
 _TIME = re.compile(rb"Time = (\S+)\s*\Z")
 _EXECUTION = re.compile(rb"ExecutionTime = (\S+) s")
-_MARKS = (b"Solving for", b"Time = ", b"continuity", b"Courant")
+_FATAL = b"--> FOAM FATAL"
+_MARKS = (b"Solving for", b"Time = ", b"continuity", b"Courant", _FATAL)
+_FATAL_LINES = 6
+"""What follows the mark and says why."""
 
 
 class OpenfoamOutput:
@@ -61,6 +64,9 @@ class OpenfoamOutput:
                 while chunk := file.read(1 << 20):
                     self._log.feed(chunk)
             self._log.end()
+        if self._log.fatal:
+            said = " ".join(self._log.fatal.decode("utf-8", "replace").split())
+            raise ResultFormatError(said[:500])
         values = self._log.values()
         values.update(_tables(os.path.join(folder, "postProcessing")))
         return values
@@ -79,19 +85,29 @@ class _SolverLog:
         self._numbers: dict[str, int | float] = {}
         self._steps: dict[str, list[float]] = {}
         self._seen_in_step: set[str] = set()
+        self._fatal_lines = 0
+        self.fatal = b""
+        """What an application died of; scripts such as Allrun exit with 0 all the same."""
 
     def feed(self, chunk: bytes) -> None:
         lines = (self._carry + chunk).split(b"\n")
         self._carry = lines.pop()[-4096:]
         for line in lines:
-            if any(mark in line for mark in _MARKS):
+            if self._fatal_lines:
+                self._fatal_lines -= 1
+                self.fatal += b" " + line.strip()
+            elif any(mark in line for mark in _MARKS):
                 self._line(line)
 
     def end(self) -> None:
         self.feed(b"\n")
 
     def _line(self, line: bytes) -> None:
-        if found := _RESIDUAL.search(line):
+        if line.startswith(_FATAL):
+            if not self.fatal:
+                self.fatal = line[4:].strip()
+                self._fatal_lines = _FATAL_LINES
+        elif found := _RESIDUAL.search(line):
             field = found.group(1).decode("utf-8", "replace")
             self._set(f"residual.{field}", found.group(2))
             if self._history and field not in self._seen_in_step:

@@ -72,5 +72,4 @@ def prepare_script(request: ToolRequest, python: str, tool: str) -> Prepared:
         written=f"{tool} {keys.text('python')} {script}".replace("  ", " "),
         literals=(script,),
         unset=() if is_our_interpreter(python) else PYTHON_VARIABLES,
-        solver_module=True,
     )

@@ -120,7 +120,6 @@ class Prepared:
     collectors: tuple[CollectorRule, ...] = ()
     jit_cache: bool = False
     unset: tuple[str, ...] = ()
-    solver_module: bool = False
     starts_ranks: bool = False
     mpi_program: str = ""
     check: tuple[str, ...] = ()

@@ -21,6 +21,8 @@ def main() -> None:
     socket.sethostname(name)
     for source, target in ((hosts, "/etc/hosts"), (boot_id, "/proc/sys/kernel/random/boot_id")):
         subprocess.run(["mount", "--bind", source, target], check=True)
+    # Shared memory of ranks is the node's own, and gone with it.
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", "/dev/shm"], check=True)
     # A node that is switched off by signal is switched off by SIGKILL to this process.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)

@@ -24,6 +24,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Callable
@@ -44,7 +45,7 @@ SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
 CredType=cred/munge
-AuthInfo=socket={folder}/munge.socket,cred_expire=5
+AuthInfo=socket={folder}/munge.socket,cred_expire=2
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool/%n
 SlurmctldPidFile={folder}/slurmctld.pid
@@ -236,8 +237,12 @@ class SlurmCluster:
     def crash(self, name: str) -> None:
         """Power failure: every process of the node is gone at once."""
         daemon = self._daemons.pop(name)
+        namespace = self._namespace(daemon.pid)
         daemon.kill()
         daemon.wait()
+        # What a machine that lost its power has on its own disk: here the nodes share one.
+        for folder in Path(tempfile.gettempdir()).glob(f"keystone-*-{namespace}-*"):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def notice(self, name: str) -> None:
         """Have Slurm notice at once that a node is gone, as it does by itself after its timeout."""
@@ -262,14 +267,18 @@ class SlurmCluster:
 
     def processes(self, name: str) -> list[int]:
         """Return all processes of a node, as seen from here."""
-        init = _children(self._daemons[name].pid)
-        namespace = os.readlink(f"/proc/{init[0]}/ns/pid")
+        namespace = self._namespace(self._daemons[name].pid)
         found = []
         for entry in os.listdir("/proc"):
             with contextlib.suppress(OSError):
-                if entry.isdigit() and os.readlink(f"/proc/{entry}/ns/pid") == namespace:
+                if entry.isdigit() and os.stat(f"/proc/{entry}/ns/pid").st_ino == namespace:
                     found.append(int(entry))
         return found
+
+    @staticmethod
+    def _namespace(pid: int) -> int:
+        """Number of the namespace that `unshare` made its child's."""
+        return os.stat(f"/proc/{_children(pid)[0]}/ns/pid").st_ino
 
     def wait_idle(self, *names: str) -> None:
         """Wait until the nodes (all by default) have nothing to do and answer."""

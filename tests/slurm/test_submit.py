@@ -10,7 +10,7 @@ import pytest
 from runs_support import shell, states, write_sweep
 from slurm_support import ended, hosts_of_tasks, solver, started, status
 
-pytestmark = [pytest.mark.multirank, pytest.mark.slurm]
+pytestmark = pytest.mark.slurm  # with multirank: what depends on the MPI, and runs under both
 
 
 def job_ids(text: str) -> list[str]:
@@ -18,6 +18,7 @@ def job_ids(text: str) -> list[str]:
     return [line.split()[2].rstrip(":") for line in text.splitlines() if line.startswith("submitted job")]
 
 
+@pytest.mark.multirank
 def test_submit_runs_watches_and_continues(slurm, cluster, tmp_path: Path) -> None:
     sweep = write_sweep(tmp_path, solver(0.1), "x = { range = [0, 40, 1] }")
     command = ["keystone-mpi", "submit", sweep, "--nodes", "3", "--time", "10min"]
@@ -73,6 +74,12 @@ def table(path: Path) -> dict[str, object]:
         index, number = file["attempts/task_index"][:], file["attempts/number"][:]
         order = np.lexsort((number, index))
 
+        for stream in ("stdout", "stderr"):
+            if f"output/{stream}" in file:
+                places = (file[f"attempts/{stream}_kept_{what}"][:][order] for what in ("offset", "bytes"))
+                data = file[f"output/{stream}"][:].tobytes()
+                found[stream] = [data[at : at + size] for at, size in zip(*places, strict=True) if at >= 0]
+
         def visit(name: str, item: object) -> None:
             group, _, column = name.rpartition("/")
             if not isinstance(item, h5py.Dataset) or group == "workers" or name == "provenance":
@@ -82,8 +89,9 @@ def table(path: Path) -> dict[str, object]:
                 for key, value in item.attrs.items()
                 if key not in ("DIMENSION_LIST", "REFERENCE_LIST", "_Netcdf4Dimid", "NAME")
             }
-            values = np.empty(0) if column in timings else np.asarray(item[()])
-            if group == "attempts" and column not in {*timings, "attempt"}:
+            anywhere = column in timings or group == "output" or column.endswith("_kept_offset")
+            values = np.empty(0) if anywhere else np.asarray(item[()])
+            if group == "attempts" and column != "attempt" and not anywhere:
                 values = values[order]
             # As text, so that a missing value equals a missing value.
             found[name] = (str(item.dtype), item.shape, attributes, repr(values.tolist()))
@@ -136,29 +144,31 @@ def test_an_array_merges_into_what_a_single_run_gives(slurm, cluster, tmp_path: 
     assert not list(tmp_path.glob("demo.shard-*")) + list(tmp_path.glob("demo.deal-*"))
 
 
+@pytest.mark.multirank
 def test_requeue_at_the_walltime_until_all_is_done(slurm, cluster, tmp_path: Path) -> None:
     """What does not fit is not started; the job goes round until all is done."""
-    tasks = 40
-    sweep = write_sweep(tmp_path, solver(3), f"x = {{ range = [0, {tasks}, 1] }}")
+    tasks = 30
+    sweep = write_sweep(tmp_path, solver(2), f"x = {{ range = [0, {tasks}, 1] }}")
     shown = (
         slurm(["keystone-mpi", "submit", sweep, "--nodes", "3", "--time", "10min", "--requeue", "--dry-run"])
         .check()
         .stdout
     )
     # Slurm counts in minutes: the same job with an end in seconds.
-    job = slurm.sbatch(shown.replace("--output demo.h5", "--output demo.h5 --walltime 12s"))
+    job = slurm.sbatch(shown.replace("--output demo.h5", "--output demo.h5 --walltime 9s"))
     facts = cluster.wait_job(job)
     log = (tmp_path / f"demo.{job}.log").read_text()
     assert facts["JobState"] == "COMPLETED", log
     assert int(facts["Restarts"]) >= 1, log
     assert "not expected to end before the allocation does" in log
-    assert "the allocation ends in 12 s" in log
+    assert "the allocation ends in 9" in log or "the allocation ends in 8" in log
     assert states(tmp_path / "demo.h5") == ["SUCCESS"] * tasks
     with h5py.File(tmp_path / "demo.h5") as file:
         assert len(file["attempts/number"]) == tasks, "nothing was started that did not fit"
     assert status(slurm, tmp_path / "demo.h5")["starts"] == int(facts["Restarts"]) + 1
 
 
+@pytest.mark.multirank
 def test_requeue_stops_when_a_round_brings_nothing(slurm, cluster, tmp_path: Path, wait_until) -> None:
     """Tasks that need longer than the allocation would be started for ever."""
     sweep = write_sweep(tmp_path, solver(600), "x = [1, 2, 3]")
@@ -174,6 +184,7 @@ def test_requeue_stops_when_a_round_brings_nothing(slurm, cluster, tmp_path: Pat
     assert states(tmp_path / "demo.h5") == ["PENDING"] * 3
 
 
+@pytest.mark.multirank
 def test_mpiexec_passes_the_warning_of_the_batch_script_on(
     slurm, cluster, tmp_path: Path, wait_until
 ) -> None:

@@ -1,4 +1,4 @@
-"""Real solvers end to end, `mpiexec -n 3 keystone-mpi run`, with physics that is known: the shipped examples."""
+"""The shipped examples with real solvers, `mpiexec -n 3 keystone-mpi run`: physics that is known."""
 
 from __future__ import annotations
 

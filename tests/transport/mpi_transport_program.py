@@ -13,9 +13,10 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from transport_conformance import TransportConformance, collect, serve_echo
+
 from keystone_mpi.transport.messages import Farewell
 from keystone_mpi.transport.mpi import MpiMaster, MpiWorkerEnd, MpiWorld
-from transport_conformance import TransportConformance, collect, serve_echo
 
 WORLD: MpiWorld | None = None
 

@@ -7,9 +7,10 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+from transport_conformance import TransportConformance, collect, serve_echo
+
 from keystone_mpi.transport.local import LocalMaster
 from keystone_mpi.transport.messages import Farewell
-from transport_conformance import TransportConformance, collect, serve_echo
 
 
 class TestLocalTransport(TransportConformance):

@@ -11,6 +11,7 @@ import threading
 import time
 
 import pytest
+
 from keystone_mpi.core.model import AttemptKey, AttemptReport, Outcome
 from keystone_mpi.transport.channel import MasterEnd, Received, WorkerEnd
 from keystone_mpi.transport.messages import (

@@ -130,7 +130,7 @@ KEPT_COLUMNS = (
 
 REQUEST_COLUMN = Column("request", "str", "the task as the program submitted it (JSON)")
 """Column of /tasks in the file of a Python program."""
-PROGRAM_CHUNK_ROWS = 1024
+PROGRAM_CHUNK_ROWS = 256
 
 WORKERS = Table(
     "workers",

@@ -1,0 +1,121 @@
+"""Whom the hub serves: owners of tasks, books that live in it, and the seats of function processes.
+
+Rule: all of this is called in the engine's thread.
+
+    Owner      what a task of the scheduler belongs to: a book, or `SeatOwner`
+    Resident   an open results file
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from keystone_mpi.core import actions
+from keystone_mpi.core.model import Assignment, AttemptReport, RetryBudget, TaskRequest, TaskState, Why
+from keystone_mpi.engine.calls import Seat
+from keystone_mpi.transport import messages
+
+if TYPE_CHECKING:
+    from keystone_mpi.engine.hub import Hub
+
+FUNCTION_BOOK = 0
+FUNCTION_RECIPE = 0
+"""The first recipe that every worker gets."""
+
+
+class Owner(Protocol):
+    """What a task of the scheduler belongs to; called in the engine's thread."""
+
+    def order(self, assignment: Assignment) -> messages.TaskOrder:
+        """Spell out an attempt for a worker."""
+
+    def assigned(self, worker: int, attempts: Sequence[tuple[int, int]]) -> None: ...
+
+    def started(self, worker: int, index: int, attempt: int, at: float) -> None:  # noqa: ARG002
+        return
+
+    def progress(self, index: int, fraction: float) -> None:  # noqa: ARG002
+        return
+
+    def attempt_ended(self, worker: int, report: AttemptReport, state: TaskState) -> None:  # noqa: ARG002
+        return
+
+    def task_changed(self, index: int, state: TaskState, why: Why, error: str) -> None:  # noqa: ARG002
+        return
+
+    def ended(self, notice: actions.Notify) -> None:
+        """The task has its final state; its record came before."""
+
+
+class Resident(Protocol):
+    """What lives in the hub beside its tasks: an open results file."""
+
+    def acknowledge(self) -> None:
+        """Tell whoever waits what has become durable."""
+
+    behind: bool
+    """Too much waits for the disk: nothing should be started for now."""
+
+    def tick(self, now: float) -> None:
+        """Called about once a second."""
+
+    def worker_joined(self, worker: int, facts: messages.Hello, slots: int, memory_bytes: int) -> None: ...
+
+    def worker_left(self, worker: int, why: str) -> None: ...
+
+    def welcome(self, send: Callable[[Any], None]) -> None:
+        """Tell a new worker what it must know of this book."""
+
+    def broken(self, error: Exception) -> None:
+        """The engine failed; nobody will answer any more."""
+
+
+class SeatOwner(Owner):
+    """The owner of the scheduler's tasks that are seats; what the call desk needs of the hub."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+
+    def order(self, assignment: Assignment) -> messages.TaskOrder:
+        return messages.TaskOrder(
+            index=assignment.index,
+            attempt=assignment.attempt,
+            params={},
+            task_id=str(assignment.index),
+            recipe=FUNCTION_RECIPE,
+        )
+
+    def assigned(self, worker: int, attempts: Sequence[tuple[int, int]]) -> None:
+        for index, _ in attempts:
+            # After the Assign that follows this record, so that the seat is there before its calls.
+            self._hub.post(functools.partial(self._hub.calls.seat_opened, index, worker))
+
+    def ended(self, notice: actions.Notify) -> None:
+        self._hub.calls.seat_gone(notice.index, notice.report, notice.error)
+
+    def request_seat(self, seat: Callable[[int], Seat]) -> None:
+        """See `calls.Engine`."""
+        index = self._hub.new_index()
+        seat(index)
+        # A byte of memory makes it another shape than an ordinary task: it is never given in advance.
+        request = TaskRequest(index=index, memory_bytes=1, budget=RetryBudget(0, 0, 0, 0))
+        self._hub.submit(self, [request])
+
+    def send(self, worker: int, message: Any, parts: Sequence[Any] = ()) -> None:
+        """See `calls.Engine`."""
+        self._hub.send(worker, message, parts)
+
+    def tasks_wait(self) -> bool:
+        """See `calls.Engine`."""
+        return self._hub.tasks_wait()
+
+    def place_of(self, worker: int) -> str:
+        """See `calls.Engine`."""
+        return self._hub.name_of(worker)
+
+    @property
+    def slots(self) -> int:
+        """See `calls.Engine`."""
+        return self._hub.slots

@@ -259,13 +259,12 @@ class TaskPipeline:
         UnknownTaskError
             A `KeyError`: there is no such task.
         """
-        record = self._tasks.find(task_id)
-        return self._status(record)
+        return self._status(self._tasks.find(task_id))
 
     def get_workflow_status(self, task_ids: Iterable[str]) -> Status:
         """Return ``total, completed, failed, running, pending, all_complete`` and all ``tasks``."""
         records = self._tasks.find_all(task_ids)
-        self._tasks.name_hosts(records)
+        self._tasks.look_at(records)
         return workflow_of(records, self.path)
 
     def get_parallel_execution_stats(self, task_ids: Iterable[str]) -> Status:
@@ -309,14 +308,15 @@ class TaskPipeline:
     def health_check(self) -> Status:
         """Return whether the engine works, with its workers, slots, hosts and what waits."""
         hub = self._hub
+        workers, hosts = hub.crew()
         problem = str(hub.problem) if hub.problem is not None else self._tasks.book.problem
         return {
             "status": "healthy" if hub.alive and not problem and not self._tasks.closed else "unhealthy",
             "problem": problem or ("closed" if self._tasks.closed else None),
             "transport": hub.promised.launcher or "local",
-            "workers": hub.workers,
+            "workers": workers,
             "slots": hub.slots,
-            "hosts": hub.hosts,
+            "hosts": hosts,
             **hub.counts(),
             "journal_backlog": self._tasks.book.backlog,
             "output": str(self.path),
@@ -351,7 +351,7 @@ class TaskPipeline:
         """
         record = self._tasks.find(task_id)
         next(self._tasks.ends([record], timeout))
-        self._tasks.name_hosts([record])
+        self._tasks.look_at([record])
         return result_of(record, self.path)
 
     def wait_for_any(self, task_ids: Iterable[str], timeout: float | None = None) -> Status:
@@ -391,13 +391,14 @@ class TaskPipeline:
 
         def tell_callback() -> None:
             if callback is not None:
+                self._tasks.look_at(records)
                 self._call(callback, workflow_of(records, self.path, with_results=False))
 
         for _ in self._tasks.ends(
             records, timeout, None if callback is None else poll_interval, tell_callback
         ):
             tell_callback()
-        self._tasks.name_hosts(records)
+        self._tasks.look_at(records)
         return workflow_of(records, self.path)
 
     def monitor_task(
@@ -482,7 +483,7 @@ class TaskPipeline:
             self._tasks.close(wait=True)
 
     def _status(self, record: TaskRecord) -> Status:
-        self._tasks.name_hosts([record])
+        self._tasks.look_at([record])
         return status_of(record, self.path)
 
     @staticmethod

@@ -64,9 +64,11 @@ def main() -> int:
     """Solve one problem and print its errors as JSON."""
     parser = argparse.ArgumentParser(description="Heat on a square plate, with its exact error.")
     parser.add_argument("--problem", choices=("poisson", "heat"), default="poisson")
-    parser.add_argument("--mesh-size", type=int, default=32, help="intervals per side (4 to 1024)")
+    parser.add_argument(
+        "--mesh-size", "--mesh_size", type=int, default=32, help="intervals per side (4 to 1024)"
+    )
     parser.add_argument("--kappa", type=float, default=1.0, help="conductivity, above 0")
-    parser.add_argument("--end-time", type=float, default=0.05, help="of the heat problem")
+    parser.add_argument("--end-time", "--end_time", type=float, default=0.05, help="of the heat problem")
     parser.add_argument("--save", metavar="FILE", help="write the temperature field to this .npy file")
     options = parser.parse_args()
     if not 4 <= options.mesh_size <= 1024:

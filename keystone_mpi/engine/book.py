@@ -383,7 +383,7 @@ class Book:
     def _renew(self) -> None:
         counts = self._hub.counts()
         try:
-            self._lease.renew({**counts, "slots": self._hub.slots, "workers": self._hub.workers,
+            self._lease.renew({**counts, "slots": self._hub.slots, "workers": self._hub.crew()[0],
                                "problem": self.problem})  # fmt: skip
         except LeaseHeldError:
             raise

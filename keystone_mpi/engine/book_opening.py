@@ -177,13 +177,14 @@ def open_book(
     check_folder(path)
     earlier_view = peek(path)
     if earlier_view is not None:
+        ours = is_program(earlier_view.spec)
         earlier_view.close()
         if not resume and not fresh:
             raise OutputError(
                 f"{path}: exists already (resume=True continues it, fresh=True moves it aside, "
                 "or choose another file)"
             )
-        if earlier_view.phase != "running" and resume and not is_program(earlier_view.spec):
+        if resume and not ours:
             raise OutputError(
                 f"{path}: holds the results of the sweep {earlier_view.sweep_name!r}, not of a program "
                 "(write to another file, or fresh=True)"

@@ -17,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor, Future
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from keystone_mpi.core.errors import ClusterError, SolverError
 from keystone_mpi.core.model import AttemptReport, Outcome
@@ -61,15 +61,15 @@ class CallFuture(Future[Any]):
     started = float("nan")
     """Seconds since the epoch on the worker's clock."""
     duration_s = float("nan")
-    call_later: Callable[[Callable[[], None]], None] | None = None
+    call_later: ClassVar[Callable[[Callable[[], None]], None] | None] = None
     """Runs callbacks elsewhere than in the engine's thread."""
 
     _done_callbacks: list[Callable[[Any], object]]
 
     def _invoke_callbacks(self) -> None:
         run: Callable[[], None] = super()._invoke_callbacks  # type: ignore[misc]
-        if self._done_callbacks and self.call_later is not None:
-            self.call_later(run)
+        if self._done_callbacks and CallFuture.call_later is not None:
+            CallFuture.call_later(run)
         else:
             run()
 
@@ -77,18 +77,26 @@ class CallFuture(Future[Any]):
 class PendingCall:
     """A call without an answer."""
 
-    __slots__ = ("begun", "function", "future", "label", "number", "value")
+    __slots__ = ("begun", "called", "function", "future", "number", "value")
 
-    def __init__(self, number: int, future: CallFuture, function: int, value: Value, label: str) -> None:
+    def __init__(self, number: int, future: CallFuture, function: int, value: Value, called: Any) -> None:
         self.number = number
         self.future = future
         self.function = function
         """0: the function is in the value."""
         self.value = value
-        self.label = label
-        """Names the call for people."""
+        self.called = called
+        """Its name for people, or what it calls."""
         self.begun = False
         """The future says running."""
+
+    @property
+    def label(self) -> str:
+        """Names the call for people."""
+        called = self.called
+        if isinstance(called, str):
+            return called
+        return f"{getattr(called, '__qualname__', repr(called))} (call {self.number})"
 
 
 class CallPool:
@@ -109,9 +117,17 @@ class CallPool:
         self.requested = 0
         self.mean_s = float("nan")
         self.stillborn = 0
-        self.unanswered = 0
+        self.submitted = 0
+        """Calls ever; counted by who submits."""
+        self.settled = 0
+        """Calls that have their answer; counted by the engine's thread."""
         self.quiet = threading.Condition()
-        """Notified when `unanswered` falls to 0."""
+        """Notified when every call has its answer."""
+
+    @property
+    def unanswered(self) -> int:
+        """Calls without an answer."""
+        return self.submitted - self.settled
 
     def depth(self) -> int:
         """Return how many calls a seat may have, the running one included."""
@@ -181,10 +197,10 @@ class CallDesk:
 
     # --- other threads -------------------------------------------------------
 
-    def submit(self, pool: CallPool, call: PendingCall) -> None:
-        """Queue a call; the caller wakes the engine."""
-        with pool.quiet:
-            pool.unanswered += 1
+    @staticmethod
+    def submit(pool: CallPool, call: PendingCall) -> None:
+        """Queue a call; the caller holds a lock of its own on the pool, and wakes the engine."""
+        pool.submitted += 1
         pool.pending.append(call)
 
     # --- the engine's thread -------------------------------------------------
@@ -320,6 +336,7 @@ class CallDesk:
         pool = seat.pool
         seat.at = now
         total_s = 0.0
+        settled = 0
         last = len(replies) - 1
         for position, reply in enumerate(replies):
             number, outcome, started, duration_s, data = frames.unpack_reply(reply)
@@ -327,21 +344,11 @@ class CallDesk:
             if call is None:
                 continue
             total_s += duration_s
-            future = call.future
-            future.started = started
-            future.duration_s = duration_s
-            try:
-                value = load(data, [frames.as_buffer(part) for part in parts] if position == last else ())
-            except Exception as error:  # such as a module that only the worker has
-                future.set_exception(error)
-            else:
-                if outcome == frames.OK:
-                    future.set_result(value)
-                else:
-                    raised, text = value
-                    raised.__cause__ = RemoteError(f"on {self._engine.place_of(seat.worker)}:\n{text}")
-                    future.set_exception(raised)
-            self._settled(pool)
+            settled += 1
+            call.future.started = started
+            call.future.duration_s = duration_s
+            self._answer(call.future, seat, outcome, data, parts if position == last else ())
+        self._settled(pool, settled)
         seat.answered += len(replies)
         pool.stillborn = 0
         mean_s = total_s / max(1, len(replies))
@@ -355,11 +362,27 @@ class CallDesk:
         elif not seat.given:
             self._rest(seat, pool)
 
+    def _answer(
+        self, future: CallFuture, seat: Seat, outcome: int, data: memoryview, parts: Sequence[Any]
+    ) -> None:
+        """Give a future what came back; nothing here keeps it."""
+        try:
+            value = load(data, [frames.as_buffer(part) for part in parts] if parts else ())
+        except Exception as error:  # such as a module that only the worker has
+            future.set_exception(error)
+            return
+        if outcome == frames.OK:
+            future.set_result(value)
+        else:
+            raised, text = value
+            raised.__cause__ = RemoteError(f"on {self._engine.place_of(seat.worker)}:\n{text}")
+            future.set_exception(raised)
+
     @staticmethod
-    def _settled(pool: CallPool) -> None:
-        with pool.quiet:
-            pool.unanswered -= 1
-            if not pool.unanswered:
+    def _settled(pool: CallPool, count: int = 1) -> None:
+        pool.settled += count
+        if pool.settled == pool.submitted:
+            with pool.quiet:
                 pool.quiet.notify_all()
 
     def returned(self, index: int, numbers: Sequence[int]) -> None:

@@ -22,7 +22,7 @@ from keystone_mpi.core.errors import ClosedError, RequestError
 from keystone_mpi.engine.calls import CallFuture, CallPool, PendingCall
 from keystone_mpi.engine.program import PROGRAM
 from keystone_mpi.execution.environment import launcher_environment
-from keystone_mpi.execution.function_values import CannotTravelError, dump
+from keystone_mpi.execution.function_values import CannotTravelError, Value, dump
 
 _numbers = itertools.count(1)
 
@@ -75,16 +75,16 @@ class KeystoneExecutor(Executor):
     ) -> CallFuture:
         """Schedule a call that is named `label` for people; empty: after the function."""
         future = CallFuture()
-        future.call_later = PROGRAM.callbacks.run
         number = next(_numbers)
         try:
             function = self._functions.number(fn)
             value = dump((args, kwargs) if function else (fn, args, kwargs))
         except CannotTravelError as error:
             future.set_running_or_notify_cancel()
-            future.set_exception(CannotTravelError(f"{label or _name(fn, number)} {error}"))
+            name = PendingCall(number, future, 0, Value(b"", []), label or fn).label
+            future.set_exception(CannotTravelError(f"{name} {error}"))
             return future
-        call = PendingCall(number, future, function, value, label or _name(fn, number))
+        call = PendingCall(number, future, function, value, label or fn)
         with self._lock:
             if self._shut:
                 raise ClosedError("cannot schedule new futures after shutdown")
@@ -168,10 +168,6 @@ def _local_slots(max_workers: int | None) -> int | None:
     if max_workers is None or launcher_environment().launcher is not None:
         return None
     return max_workers if max_workers > len(os.sched_getaffinity(0)) else None
-
-
-def _name(fn: Callable[..., Any], number: int) -> str:
-    return f"{getattr(fn, '__qualname__', repr(fn))} (call {number})"
 
 
 def chunks_of(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

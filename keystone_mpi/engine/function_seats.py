@@ -31,6 +31,7 @@ from keystone_mpi.execution.scratch import local_scratch_path
 from keystone_mpi.tools.recipe import Launch
 from keystone_mpi.transport.messages import (
     Call,
+    CallOutput,
     CallReplies,
     CallsReturned,
     FromWorker,
@@ -244,6 +245,12 @@ class FunctionSeats:
                 break
             if not message:
                 break
+            if message[0] == frames.OUTPUT:
+                if replies:
+                    outgoing.append((CallReplies(number, replies), ()))
+                    replies = []
+                outgoing.append((CallOutput(number, *frames.unpack_output(message)), ()))
+                continue
             seat.sent.popleft()
             replies.append(message)
             if fds:

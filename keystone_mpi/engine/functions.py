@@ -17,7 +17,7 @@ import threading
 import types
 from collections.abc import Callable
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 from keystone_mpi.execution.function_values import Value, dump
 
@@ -38,6 +38,8 @@ class FunctionTable:
         self._values: list[Value] = [Value(b"", [])]
         self._by_data: dict[bytes, int] = {}
         self._known: WeakKeyDictionary[Any, tuple[int, Watched]] = WeakKeyDictionary()
+        self._last: tuple[ref[Any], int, Watched] | None = None
+        """The function that was asked for last, most often asked for next, too."""
 
     def value(self, number: int) -> Value:
         """Return the pickled function of a number."""
@@ -51,11 +53,19 @@ class FunctionTable:
         CannotTravelError
             It cannot be pickled.
         """
+        last = self._last
+        if last is not None and last[0]() is function:
+            for where, name, value in last[2]:
+                if _present(where, name) is not value:
+                    break
+            else:
+                return last[1]
         try:
             known = self._known.get(function)
         except TypeError:  # it cannot be referred to weakly or hashed
             return 0
         if known is not None and all(_present(where, name) is value for where, name, value in known[1]):
+            self._last = (ref(function), *known)
             return known[0]
         watched: Watched | None = []
         if not _is_importable(function):
@@ -65,6 +75,7 @@ class FunctionTable:
         number = self._enter(dump(function))
         if number:
             self._known[function] = (number, watched)
+            self._last = (ref(function), number, watched)
         return number
 
     def _enter(self, value: Value) -> int:

@@ -33,11 +33,12 @@ from keystone_mpi.core.model import (
 )
 from keystone_mpi.core.scheduler import Scheduler
 from keystone_mpi.engine.calls import CallDesk
-from keystone_mpi.engine.owners import FUNCTION_BOOK, FUNCTION_RECIPE, Owner, Resident, SeatOwner
+from keystone_mpi.engine.owners import FUNCTION_BOOK, FUNCTION_RECIPE, Owner, Resident, SeatOwner, internal
 from keystone_mpi.engine.ranks import FAREWELL_S, Ranks, bring_up
 from keystone_mpi.engine.workforce import Workforce
 from keystone_mpi.execution.environment import Promised
 from keystone_mpi.execution.function_values import Value
+from keystone_mpi.execution.processes import sharpen_timers
 from keystone_mpi.tools.recipe import Recipe
 from keystone_mpi.transport import messages
 from keystone_mpi.transport.channel import Received
@@ -62,6 +63,8 @@ class Hub:
         Number -> pickled function.
     notice : callable
         Told of what a person should see.
+    printed : callable
+        Given what functions print.
     """
 
     def __init__(
@@ -72,6 +75,7 @@ class Hub:
         function_recipe: Recipe,
         functions: Callable[[int], Value],
         notice: Callable[[str], None],
+        printed: Callable[[int, bytes], None],
     ) -> None:
         self.promised = promised
         self.run_id = secrets.token_hex(8)
@@ -80,6 +84,7 @@ class Hub:
         self._slots_per_node = slots_per_node
         self._recipes: list[Recipe] = [function_recipe]
         self._notice = notice
+        self._printed = printed
         self._indices = itertools.count()
         self._books = itertools.count(FUNCTION_BOOK + 1)
         self._posted: deque[Callable[[], None]] = deque()
@@ -95,12 +100,9 @@ class Hub:
         self._owners: dict[int, Owner] = {}
         self._residents: list[Resident] = []
         self.calls = CallDesk(SeatOwner(self), functions)
-        self.task_progress: dict[int, float] = {}
-        """Running task -> what its solver last said of how far it is; read by any thread."""
         self._ranks: Ranks | None = None
         self._workforce: Workforce | None = None
         self._stopping = False
-        self._stop_now = False
         self._finished = False
         self._next_tick = 0.0
         self._paused = False
@@ -155,19 +157,20 @@ class Hub:
         """Slots of all workers."""
         return 0 if self._workforce is None else self._workforce.slots
 
-    @property
-    def workers(self) -> int:
-        """Workers that work."""
-        return 0 if self._workforce is None else self._workforce.count
-
-    @property
-    def hosts(self) -> list[str]:
-        """Host names, each once."""
-        return [] if self._workforce is None else self._workforce.hosts
+    def crew(self) -> tuple[int, list[str]]:
+        """Return how many workers work, and the hosts' names."""
+        found = self._workforce
+        return (0, []) if found is None else (found.count, found.hosts)
 
     def host_of(self, worker: int) -> str:
         """Host of a worker."""
         return "" if self._workforce is None else self._workforce.facts(worker).host
+
+    def in_backlog(self, index: int) -> bool:
+        """Tell whether a worker has a task in advance, behind those that it runs."""
+        task = self._scheduler.tasks.get(index)
+        worker = None if task is None else task.worker
+        return worker is not None and index in worker.backlog
 
     def worker_slots(self) -> list[int]:
         """Slots of each worker that joined."""
@@ -192,7 +195,6 @@ class Hub:
 
         def ask() -> None:
             self._stopping = True
-            self._stop_now = self._stop_now or now
             self._events.append(events.CloseRequested())
             if now:
                 self._events.append(events.StopRequested())
@@ -204,6 +206,7 @@ class Hub:
     # --- the thread ----------------------------------------------------------
 
     def _run(self) -> None:
+        sharpen_timers()
         try:
             self._ranks = bring_up(self.promised)
             self._workforce = Workforce(
@@ -217,7 +220,7 @@ class Hub:
             )
             self._loop()
         except BaseException as error:  # told to every thread that waits, there is no other to tell
-            self._fail(error if isinstance(error, KeystoneError) else _internal(error))
+            self._fail(error if isinstance(error, KeystoneError) else internal(error))
         finally:
             try:
                 self._leave()
@@ -285,6 +288,8 @@ class Hub:
         match item.message:
             case messages.CallReplies(seat=seat, replies=replies):
                 self.calls.replies(seat, replies, item.parts, now)
+            case messages.CallOutput(stream=stream, text=text):
+                self._printed(stream, text)
             case messages.CallsReturned(seat=seat, calls=numbers):
                 self.calls.returned(seat, numbers)
             case messages.SeatEnded(seat=seat, running=running, returned=numbers):
@@ -295,17 +300,14 @@ class Hub:
                 self._events += [
                     events.AttemptStarted(worker, start.index, start.attempt, start.at) for start in starts
                 ]
-            case messages.AttemptsProgress(progress=progress):
-                self.task_progress.update({item.index: item.fraction for item in progress})
-            case messages.RecipeRefused(error=error):
-                self._notice(f"worker rank {worker}: {error}")
             case messages.AttemptsProgress(progress=news):
                 for state in news:
                     owner = self._owners.get(state.index)
                     if owner is not None:
                         owner.progress(state.index, state.fraction)
             case messages.RecipeRefused(error=error):
-                raise ClusterError(f"{self._workforce_name(worker)}: {error}")
+                # The worker ends that recipe's tasks with this error; other recipes are not concerned.
+                self._notice(f"{self._workforce_name(worker)}: {error}")
             case messages.TasksReturned(attempts=attempts):
                 self._events.append(events.TasksReturned(worker, list(attempts)))
             case messages.Hello() as hello:
@@ -378,7 +380,6 @@ class Hub:
                     orders = [owners[attempt.index].order(attempt) for attempt in attempts]
                     transport.send(worker, messages.Assign(orders))
                 case actions.RecordAttempt(worker=worker, report=report, state=state):
-                    self.task_progress.pop(report.index, None)
                     owners[report.index].attempt_ended(worker, report, state)
                 case actions.Notify() as notice:
                     owners.pop(notice.index).ended(notice)
@@ -490,10 +491,3 @@ class Hub:
         self._ranks.farewell(FAREWELL_S, self._notice)
         if not self._ranks.dismiss():
             self._notice("some workers did not say goodbye; MPI was ended by force")
-
-
-def _internal(error: BaseException) -> InternalError:
-    import traceback
-
-    text = "".join(traceback.format_exception(error))
-    return InternalError(f"the engine's thread failed:\n{text.rstrip()}")

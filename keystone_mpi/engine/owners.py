@@ -9,10 +9,12 @@ Rule: all of this is called in the engine's thread.
 from __future__ import annotations
 
 import functools
+import traceback
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from keystone_mpi.core import actions
+from keystone_mpi.core.errors import InternalError
 from keystone_mpi.core.model import Assignment, AttemptReport, RetryBudget, TaskRequest, TaskState, Why
 from keystone_mpi.engine.calls import Seat
 from keystone_mpi.transport import messages
@@ -119,3 +121,9 @@ class SeatOwner(Owner):
     def slots(self) -> int:
         """See `calls.Engine`."""
         return self._hub.slots
+
+
+def internal(error: BaseException) -> InternalError:
+    """Wrap what is our defect, with its traceback: it happened in another thread than it is raised in."""
+    text = "".join(traceback.format_exception(error))
+    return InternalError(f"the engine's thread failed:\n{text.rstrip()}")

@@ -162,9 +162,10 @@ class PipelineTasks:
             raise RequestError(f"task ids must be a list of ids, not the text {task_ids!r}")
         return [self.find(task_id) for task_id in dict.fromkeys(task_ids)]
 
-    def name_hosts(self, records: Iterable[TaskRecord]) -> None:
-        """Fill in where tasks ran."""
+    def look_at(self, records: Iterable[TaskRecord]) -> None:
+        """Bring up to date what the engine does not tell by itself: hosts, and who waits on a worker."""
         for record in records:
+            record.is_ahead = record.state == TaskState.RUNNING and self.hub.in_backlog(record.index)
             if not record.host and record.worker >= 0:
                 record.host = self.hub.host_of(record.worker)
 

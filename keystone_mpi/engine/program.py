@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Any
 
 from keystone_mpi.core.errors import ClosedError, LauncherMismatchError
+from keystone_mpi.engine.calls import CallFuture
 from keystone_mpi.engine.functions import FunctionTable
 from keystone_mpi.engine.hub import Hub
 from keystone_mpi.engine.ranks import bring_up
@@ -87,6 +88,7 @@ class Program:
             function_recipe=_function_recipe(),
             functions=self.functions.value,
             notice=tell,
+            printed=self._show,
         )
         self.hub = hub
         try:
@@ -95,6 +97,10 @@ class Program:
             hub.stop(now=True, timeout_s=30.0)
             raise
         return hub
+
+    def _show(self, stream: int, text: bytes) -> None:
+        """Print what a function printed, away from the engine's thread."""
+        self.callbacks.run(lambda: _write(sys.stdout if stream == 1 else sys.stderr, text))
 
     # --- the end -------------------------------------------------------------
 
@@ -217,6 +223,14 @@ def tell(text: str) -> None:
     sys.stderr.flush()
 
 
+def _write(stream: Any, text: bytes) -> None:
+    try:
+        stream.write(text.decode("utf-8", "replace"))
+        stream.flush()
+    except (OSError, ValueError):
+        return  # the program closed its stream, or its reader is gone
+
+
 def _mpi_is_up() -> bool:
     module = sys.modules.get("mpi4py.MPI")
     return module is not None and bool(module.Is_initialized())
@@ -236,3 +250,4 @@ def _function_recipe() -> Recipe:
 
 PROGRAM = Program()
 """This process's."""
+CallFuture.call_later = staticmethod(lambda run: PROGRAM.callbacks.run(run))

@@ -24,6 +24,9 @@ from keystone_mpi.engine.ranks import FAREWELL_S, Ranks
 from keystone_mpi.engine.session import Session, SessionOptions, open_session
 from keystone_mpi.engine.stopping import Deadline, StopRequests
 from keystone_mpi.engine.workforce import Workforce
+from keystone_mpi.execution.environment import Promised
+from keystone_mpi.execution.slots import allocation_cpus
+from keystone_mpi.tools.recipe import Recipe
 
 if TYPE_CHECKING:
     from keystone_mpi.sweeps.sweep import Sweep
@@ -110,7 +113,7 @@ def _run(
             epoch=session.epoch,
             output_path=str(session.output_path),
             recipes=[session.plan.sweep.recipe],
-            slots_per_node=options.slots_per_node,
+            slots_per_node=_slots_per_node(options, session.plan.sweep.recipe, ranks.promised),
             smt=options.smt,
         )
         succeeded, failed = session.counts_before()
@@ -147,6 +150,13 @@ def _run(
     except BaseException:
         session.abandon()
         raise
+
+
+def _slots_per_node(options: RunOptions, recipe: Recipe, promised: Promised) -> int | None:
+    """Return the user's number; where solvers are steps, a lone worker speaks for the whole allocation."""
+    if options.slots_per_node is None and recipe.launcher == "srun" and promised.launcher is None:
+        return allocation_cpus()
+    return options.slots_per_node
 
 
 def _close(

@@ -35,6 +35,7 @@ class TaskRecord:
         "from_file",
         "host",
         "index",
+        "is_ahead",
         "is_earlier",
         "last_attempt",
         "options",
@@ -53,7 +54,7 @@ class TaskRecord:
         "why",
         "work_path",
         "worker",
-    )  # fmt: skip
+    )
 
     def __init__(self, row: int, tool: str, script: str, params: dict[str, Any]) -> None:
         self.row = row
@@ -89,6 +90,8 @@ class TaskRecord:
         self.work_path = ""
         self.from_file = False
         """Its results are in the file (and journal) only."""
+        self.is_ahead = False
+        """RUNNING, but behind others on its worker; as it was when last looked at."""
         self.is_earlier = False
         """It ended in an earlier start of the run."""
 

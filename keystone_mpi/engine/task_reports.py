@@ -49,7 +49,7 @@ def status_of(record: TaskRecord, path: Path, *, with_result: bool = True) -> di
     with_result : bool
         Leave the result out where only the state counts.
     """
-    state = record.state
+    state = TaskState.PENDING if record.is_ahead else record.state
     final = record.is_final
     return {
         "task_id": record.task_id,

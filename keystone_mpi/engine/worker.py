@@ -29,7 +29,7 @@ from keystone_mpi.engine.slot_pool import Placement, SlotPool
 from keystone_mpi.execution import launcher_client
 from keystone_mpi.execution.function_frames import SharedBlock
 from keystone_mpi.execution.launcher_client import LauncherClient
-from keystone_mpi.execution.processes import sweep_earlier_epochs
+from keystone_mpi.execution.processes import sharpen_timers, sweep_earlier_epochs
 from keystone_mpi.execution.scratch import local_scratch_path
 from keystone_mpi.execution.slot_messages import SlotOrder
 from keystone_mpi.execution.slots import NodeResources, divide
@@ -247,6 +247,7 @@ class Worker:
                 self._begin(message)
             case FunctionDefined(function=function, data=data):
                 self._seats.define(function, data, parts)
+                sharpen_timers()
             case CallsRecalled(seat=seat):
                 self._tell(self._seats.recall(seat))
             case SeatClosing(seat=seat):

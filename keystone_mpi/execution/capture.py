@@ -11,6 +11,7 @@ so a solver never hangs on a full one.
 
 from __future__ import annotations
 
+import math
 import os
 import zlib
 from collections.abc import Callable, Iterator
@@ -21,6 +22,8 @@ _CHUNK_BYTES = 1 << 16
 PROGRESS_MARK = b"KEYSTONE_PROGRESS"
 """A line of this and a number from 0 to 1 says how far a solver is."""
 _PROGRESS_LINE_BYTES = 64
+PROGRESS_EVERY_S = 0.5
+"""A solver's progress is passed on no more often."""
 
 
 class OutputStream:
@@ -34,6 +37,7 @@ class OutputStream:
 
     __slots__ = (
         "_limit",
+        "_next_progress",
         "_packed",
         "_watcher",
         "_window",
@@ -51,6 +55,7 @@ class OutputStream:
         self.total_bytes = 0
         self.progress: float | None = None
         """What the solver printed last about how far it is, until somebody takes it."""
+        self._next_progress = 0.0
         self.read_fd = -1
         self.write_fd = -1
         self.open()
@@ -107,6 +112,16 @@ class OutputStream:
                 if fraction == fraction:
                     self.progress = min(1.0, max(0.0, fraction))
                 return
+
+    def take_progress(self, now: float) -> tuple[float | None, float]:
+        """Return the progress that is to be told now, and the monotonic time to ask again."""
+        if self.progress is None:
+            return None, math.inf
+        if now < self._next_progress:
+            return None, self._next_progress
+        fraction, self.progress = self.progress, None
+        self._next_progress = now + PROGRESS_EVERY_S
+        return fraction, math.inf
 
     def drain(self) -> None:
         """Take all that is in the pipe now; for when nobody writes any more."""

@@ -8,6 +8,7 @@ made, so what a crash loses is the one call that was running.
 
     rank: CALL | FUNCTION --> [kernel queue] --> function process     (rank may read it, too)
     rank: <-- REPLY                                                   (in the order of the calls)
+    rank: <-- OUTPUT                                                  (what functions print, before their reply)
     rank closes its end --> the function process ends
 
 Parts (large buffers) are memory files that go along as descriptors; the
@@ -27,6 +28,7 @@ from typing import Any
 FUNCTION = 1
 CALL = 2
 REPLY = 3
+OUTPUT = 4
 
 OK = 0
 FAILED = 1
@@ -38,6 +40,8 @@ _SIZE = struct.Struct("<Q")
 CALL_HEAD_BYTES = _CALL.size
 REPLY_HEAD_BYTES = _REPLY.size
 MESSAGE_BYTES = 128 << 10
+OUTPUT_BYTES = 16 << 10
+"""Printed text goes in pieces of this size at most."""
 MAX_PARTS = 200
 _ANCILLARY_BYTES = socket.CMSG_SPACE(MAX_PARTS * 4)
 
@@ -129,6 +133,16 @@ def unpack_reply(message: bytes) -> tuple[int, int, float, float, memoryview]:
     """Return (call, outcome, started, duration, data)."""
     _, parts, outcome, call, started, duration_s = _REPLY.unpack_from(message)
     return call, outcome, started, duration_s, memoryview(message)[REPLY_HEAD_BYTES + 8 * parts :]
+
+
+def pack_output(stream: int, text: bytes) -> bytes:
+    """Spell printed text; `stream` is 1 for stdout, 2 for stderr."""
+    return bytes((OUTPUT, stream)) + text
+
+
+def unpack_output(message: bytes) -> tuple[int, bytes]:
+    """Return (stream, text)."""
+    return message[1], message[2:]
 
 
 def send(sock: socket.socket, message: bytes, blocks: Sequence[SharedBlock] = ()) -> None:

@@ -6,12 +6,13 @@ kernel's queue and answers it before it takes the next. Whatever a function
 raises is its result; what kills the process costs the call that was running.
 
     rank's listening socket <--connect, hello: both ends of the queue-- function process
-    take --> load --> run --> dump --> reply
+    take --> load --> run --> dump --> reply          what a function prints goes to the program's own output
 """
 
 from __future__ import annotations
 
 import faulthandler
+import io
 import os
 import signal
 import socket
@@ -94,6 +95,8 @@ class FunctionServer:
         except (Exception, SystemExit, KeyboardInterrupt) as error:
             value = _failure(error)
             outcome = frames.FAILED
+        sys.stdout.flush()
+        sys.stderr.flush()
         duration_s = time.perf_counter() - began
         if value.parts:
             blocks = [frames.SharedBlock.of(part) for part in value.parts]
@@ -102,6 +105,53 @@ class FunctionServer:
             frames.send(self._sock, reply, blocks)
         else:
             self._sock.send(frames.pack_reply(call, outcome, started, duration_s, value.data, ()))
+
+
+class _Output(io.TextIOBase):
+    """A standard stream of a function process: what is printed travels to the program.
+
+    Parameters
+    ----------
+    sock : socket.socket
+        This process's end of the queue.
+    stream : int
+        1 for stdout, 2 for stderr.
+    """
+
+    def __init__(self, sock: socket.socket, stream: int) -> None:
+        self._sock = sock
+        self._stream = stream
+        self._pid = os.getpid()
+        self._text = ""
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """What text is sent as."""
+        return "utf-8"
+
+    def writable(self) -> bool:
+        """Say that it can be written to."""
+        return True
+
+    def fileno(self) -> int:
+        """Return the descriptor of the process's own stream, for what writes past this one."""
+        return self._stream
+
+    def write(self, text: str) -> int:
+        """Take text; whole lines are sent at once."""
+        self._text += text
+        if "\n" in text:
+            self.flush()
+        return len(text)
+
+    def flush(self) -> None:
+        """Send what was taken."""
+        data, self._text = self._text.encode("utf-8", "replace"), ""
+        if os.getpid() != self._pid:
+            os.write(self._stream, data)  # a child of the function: the queue is not its own
+            return
+        for start in range(0, len(data), frames.OUTPUT_BYTES):
+            self._sock.send(frames.pack_output(self._stream, data[start : start + frames.OUTPUT_BYTES]))
 
 
 def _failure(error: BaseException) -> Value:
@@ -127,14 +177,15 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     faulthandler.enable()
     sys.argv[:] = [""]
-    server = FunctionServer(_connect(path, seat))
+    sock = _connect(path, seat)
+    sys.stdout, sys.stderr = _Output(sock, 1), _Output(sock, 2)
+    server = FunctionServer(sock)
     try:
         server.serve()
     except (BrokenPipeError, ConnectionResetError):
         return  # the rank is gone
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__  # the queue is closed
 
 
 __all__ = ["BOOT", "SOCKET_VARIABLE", "CannotTravelError", "FunctionServer", "main"]

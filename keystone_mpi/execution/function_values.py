@@ -15,6 +15,7 @@ process that reads it), is cloudpickle's work.
 from __future__ import annotations
 
 import pickle
+import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -75,8 +76,6 @@ def dump(value: object) -> Value:
 
 def _by_value_modules() -> bool:
     """Tell whether the user asked cloudpickle to send whole modules by value."""
-    import sys
-
     cloudpickle = sys.modules.get("cloudpickle.cloudpickle")
     return cloudpickle is not None and bool(cloudpickle._PICKLE_BY_VALUE_MODULES)
 

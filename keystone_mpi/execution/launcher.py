@@ -28,6 +28,7 @@ from keystone_mpi.execution.slot_messages import (
     FromLauncher,
     LauncherTrouble,
     Preparation,
+    RecipePrepared,
     SlotEnded,
     SlotWanted,
     ToLauncher,
@@ -39,6 +40,8 @@ SLOTS_END_S = 3.0
 _KILL_AGAIN_S = 0.02
 _GIVE_UP_S = 5.0
 _MESSAGE_BYTES = 1 << 16
+LARGEST_ENVIRONMENT_BYTES = 180 << 10
+"""What one message of the socket takes."""
 
 # The rank decides what a signal to the whole job means; slots and launcher follow their sockets only.
 _IGNORED = (
@@ -129,7 +132,12 @@ class Launcher:
         from keystone_mpi.execution.preparing import prepare_worker
 
         # Its children are waited for by themselves, not by `_reap`, which runs after this.
-        self._send(prepare_worker(wanted, self._base_env, self._rank_is_gone))
+        answer = prepare_worker(wanted, self._base_env, self._rank_is_gone)
+        size_bytes = sum(len(name) + len(value) for name, value in answer.env.items())
+        if size_bytes > LARGEST_ENVIRONMENT_BYTES:
+            error = f"the setup leaves an environment of {size_bytes >> 10} KiB; unset what no solver needs"
+            answer = RecipePrepared(wanted.recipe, error)
+        self._send(answer)
 
     def _rank_is_gone(self) -> bool:
         poller = select.poll()

@@ -333,9 +333,8 @@ class LauncherClient:
             pass
         finally:
             theirs.close()
-        self._send(
-            state, [msgspec.structs.replace(self._setup, slot=number), *self._more, *self._preparations.ready]
-        )
+        own = msgspec.structs.replace(self._setup, slot=number)
+        self._send(state, [own, *self._more, *self._preparations.ready])
         return state
 
     def _send(self, slot: SlotState, messages: Sequence[ToSlot]) -> None:

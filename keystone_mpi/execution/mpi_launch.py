@@ -5,7 +5,7 @@ starts N worlds of one rank each, silently. Where the two cannot be told to
 belong together, nothing is started and the reason is said.
 
     program --(ldd; mpi4py)--> libmpi --> <prefix>/bin/mpiexec of the same family --> flags
-    srun    --> --overlap --exact, within the allocation
+    srun    --> --overlap --exact on this node, or --exact anywhere in the allocation
 
 Flags: the worker has given the task its cores already, so an inner mpiexec
 must not bind (two of them would bind to the same cores) and must not count.
@@ -60,7 +60,14 @@ class RankLauncher:
 
 
 def find_rank_launcher(
-    kind: str, path: str, flags: tuple[str, ...], threads: int, program: str, env: Mapping[str, str]
+    kind: str,
+    path: str,
+    flags: tuple[str, ...],
+    threads: int,
+    program: str,
+    env: Mapping[str, str],
+    *,
+    whole_allocation: bool = False,
 ) -> RankLauncher:
     """Find what starts the ranks of a solver.
 
@@ -78,6 +85,8 @@ def find_rank_launcher(
         First word of the solver's command, or the application it starts.
     env : mapping
         The solver's environment.
+    whole_allocation : bool
+        The worker speaks for all nodes of the allocation: steps may span them.
 
     Raises
     ------
@@ -89,7 +98,7 @@ def find_rank_launcher(
         srun = shutil.which(path or "srun", path=search)
         if srun is None:
             raise NoLauncherError("srun is not on PATH")
-        return RankLauncher((srun, *_srun_flags(threads, env), *flags))
+        return RankLauncher((srun, *_srun_flags(threads, env, whole_allocation), *flags))
     if path:
         found = shutil.which(path, path=search)
         if found is None:
@@ -98,7 +107,10 @@ def find_rank_launcher(
     return _with_flags(_belonging(program, env), flags, dict(env))
 
 
-def _srun_flags(threads: int, env: Mapping[str, str]) -> list[str]:
+def _srun_flags(threads: int, env: Mapping[str, str], whole_allocation: bool) -> list[str]:
+    if whole_allocation:
+        # No step of ours holds cores: Slurm gives each step its own, on as many nodes as it needs.
+        return ["--exact", f"--cpus-per-task={threads}"]
     flags = ["--overlap", "--exact", "--nodes=1", f"--cpus-per-task={threads}"]
     node = env.get("SLURMD_NODENAME", "")
     if node:

@@ -19,6 +19,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping
 
+from keystone_mpi.execution.environment import launcher_environment
 from keystone_mpi.execution.mpi_launch import NoLauncherError, RankLauncher, find_rank_launcher
 from keystone_mpi.execution.slot_messages import Preparation, RecipePrepared
 
@@ -77,6 +78,7 @@ def prepare_worker(
                 wanted.threads,
                 wanted.mpi_program,
                 env,
+                whole_allocation=launcher_environment().launcher is None,
             )
         except NoLauncherError as problem:
             return RecipePrepared(wanted.recipe, str(problem))

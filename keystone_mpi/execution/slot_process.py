@@ -64,8 +64,6 @@ ORPHAN_GRACE_S = 1.0
 
 _BATCH_REPORTS = 32
 _BATCH_S = 0.010
-PROGRESS_EVERY_S = 0.5
-"""A solver's progress is passed on no more often."""
 _LOW_QUEUE = 2
 """With so few orders left the rank must hear what has ended, or the slot would soon wait for it."""
 _UNSENT_LIMIT_BYTES = 16 << 20
@@ -107,7 +105,6 @@ class SlotProcess:
         "_plain_recipes",
         "_plans",
         "_programs",
-        "_progress_at",
         "_reporter",
         "_run",
         "_scratch",
@@ -131,8 +128,6 @@ class SlotProcess:
         self._environments = Environments(setup, base_env)
         self._scratch = scratch_path
         self._cache = JitCache(os.path.join(os.path.dirname(scratch_path), "cache"), scratch_path)
-        self._progress_at = 0.0
-        """Monotonic time from which on progress may be told again."""
         self._plans = [CollectPlan(recipe) for recipe in setup.recipes]
         self._plain_recipes = [_is_plain(plan) for plan in self._plans]
         self._stdout = OutputStream(STDOUT_WINDOW_BYTES)
@@ -201,23 +196,13 @@ class SlotProcess:
                 AttemptStarted(self._current.index, self._current.attempt, self._started_wall)
             )
             self._flush_at = now
-        again = self._tell_progress(now)
+        fraction, again = self._stdout.take_progress(now)
+        if fraction is not None and self._current is not None:
+            self._unsent.append(AttemptProgress(*self._current.key, fraction))
+            self._flush_at = now
         if now >= self._flush_at:
             self._flush()
         return min(self._notice_at, self._flush_at, again)
-
-    def _tell_progress(self, now: float) -> float:
-        """Tell the rank how far the solver says it is; return when to look again."""
-        fraction = self._stdout.progress
-        if fraction is None or self._current is None:
-            return math.inf
-        if now < self._progress_at:
-            return self._progress_at
-        self._progress_at = now + PROGRESS_EVERY_S
-        self._stdout.progress = None
-        self._unsent.append(AttemptProgress(*self._current.key, fraction))
-        self._flush_at = now
-        return math.inf
 
     def _handle(self, message: ToSlot) -> None:
         match message:

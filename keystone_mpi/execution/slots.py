@@ -178,6 +178,12 @@ def _step_cpus(env: Mapping[str, str]) -> _Step | None:
     return None
 
 
+def allocation_cpus(env: Mapping[str, str] | None = None) -> int | None:
+    """Return how many CPUs all nodes of the Slurm allocation have together; None outside of one."""
+    text = (os.environ if env is None else env).get("SLURM_JOB_CPUS_PER_NODE", "")
+    return sum(run_lengths(text)) or None
+
+
 def run_lengths(text: str) -> list[int]:
     """Read Slurm's ``4(x2),8``: one number per node; empty when it is none."""
     counts: list[int] = []

@@ -43,8 +43,9 @@ run() {
     name=$1; shift
     "$@" >>"log.$name" 2>&1 && return
     code=$?
-    echo "$name failed (exit code $code):" >&2
     tail -n 40 "log.$name" >&2
+    why=$(cat log.* | grep -A 3 -e "--> FOAM FATAL" | tr -s '[:space:]' ' ' | cut -c 5-300)
+    echo "$name failed (exit code $code)${why:+: $why}" >&2
     exit "$code"
 }
 """

@@ -8,7 +8,7 @@ transport (also between threads, so that both behave alike).
     worker: <-- Assign, Recall, Cancel, Drain     master
     worker: <-- BookOpened, RecipesAdded, BookClosed    master    (a program's pipelines, one book each)
     worker: <-- FunctionDefined, CallsGiven, CallsRecalled, SeatClosing    master
-    worker: CallReplies, CallsReturned, SeatEnded --> master
+    worker: CallOutput, CallReplies, CallsReturned, SeatEnded --> master
     worker: RecipeRefused (its setup failed here) -----> master
     worker: AttemptsStarted, AttemptsProgress, AttemptsFinished, TasksReturned --> master
     worker: <-------------------------- Farewell  master    (the work is over: stop the launcher)
@@ -225,6 +225,15 @@ class CallReplies(msgspec.Struct, frozen=True, tag="replies"):
     replies: list[bytes]
 
 
+class CallOutput(msgspec.Struct, frozen=True, tag="printed"):
+    """What a function printed; comes before its reply."""
+
+    seat: int
+    stream: int
+    """1: stdout, 2: stderr."""
+    text: bytes
+
+
 class CallsReturned(msgspec.Struct, frozen=True, tag="uncalled"):
     seat: int
     calls: list[int]
@@ -259,6 +268,7 @@ FromWorker = (
     | RecipeRefused
     | TasksReturned
     | CallReplies
+    | CallOutput
     | CallsReturned
     | SeatEnded
     | WorkerFailed

@@ -8,7 +8,7 @@ there is no expectation and submission order holds.
 
 The model is linear in the logarithms: ``log d = b0 + sum_i b_i log p_i``, since
 solver cost grows as a power of sizes and step counts; values that are not
-positive enter as they are, and text by which of a few words it is. Ridge
+positive enter as minus the logarithm of their distance from 1, and text by which of a few words it is. Ridge
 regression over running sums: learning costs microseconds and no memory.
 """
 
@@ -99,7 +99,8 @@ class DurationModel:
                     features[start] = float(value)
                 case int() | float():
                     number = float(value)
-                    features[start] = math.log(number) if number > 0 else number
+                    # Symmetric beyond zero, so that no value however large drowns the sums.
+                    features[start] = math.log(number) if number > 0 else -math.log1p(-number)
                 case str():
                     words = self._words[name]
                     if value in words or len(words) < WORDS:

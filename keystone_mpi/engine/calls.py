@@ -222,6 +222,11 @@ class CallDesk:
                     self._fail_all(pool, self.broken)
                 else:
                     self._pump_pool(pool, now)
+            while pool.hungry and not pool.pending:
+                seat = pool.hungry.popleft()
+                seat.is_hungry = False
+                if not seat.given:
+                    self._rest(seat, pool)
         if now >= self._look_at:
             self._look_at = now + STUCK_S
             self._look_around(now)
@@ -249,7 +254,7 @@ class CallDesk:
                 if seat.closing or seat.pool is not pool:
                     continue
             elif self._idle and len(pool.seats) < limit:
-                seat = self._idle.popleft()
+                seat = self._idle.pop()  # the one that was at work last
                 if seat.closing:
                     continue
                 seat.pool = pool
@@ -303,7 +308,7 @@ class CallDesk:
 
     def _rest(self, seat: Seat, pool: CallPool) -> None:
         """A seat has nothing to do."""
-        if seat.pool is not None and not seat.closing:
+        if seat.pool is pool and not seat.closing:
             pool.seats.discard(seat)
             seat.pool = None
             self._idle.append(seat)
@@ -392,6 +397,8 @@ class CallDesk:
             return
         seat.recalled = False
         self._put_back(seat, seat.pool, numbers)
+        if not seat.given:
+            self._feel_hungry(seat, seat.pool)
 
     @staticmethod
     def _put_back(seat: Seat, pool: CallPool, numbers: Sequence[int]) -> None:

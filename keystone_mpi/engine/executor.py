@@ -22,7 +22,11 @@ from keystone_mpi.core.errors import ClosedError, RequestError
 from keystone_mpi.engine.calls import CallFuture, CallPool, PendingCall
 from keystone_mpi.engine.program import PROGRAM
 from keystone_mpi.execution.environment import launcher_environment
+from keystone_mpi.execution.function_frames import SharedBlock
 from keystone_mpi.execution.function_values import CannotTravelError, Value, dump
+
+SHARED_CALLS = 64
+"""Calls whose large arguments wait in shared memory: each takes a descriptor."""
 
 _numbers = itertools.count(1)
 
@@ -79,6 +83,8 @@ class KeystoneExecutor(Executor):
         try:
             function = self._functions.number(fn)
             value = dump((args, kwargs) if function else (fn, args, kwargs))
+            if value.parts:
+                value = self._taken(value)
         except CannotTravelError as error:
             future.set_running_or_notify_cancel()
             name = PendingCall(number, future, 0, Value(b"", []), label or fn).label
@@ -93,6 +99,19 @@ class KeystoneExecutor(Executor):
             self._desk.submit(self._pool, call)
         self._hub.wake()
         return future
+
+    def _taken(self, value: Value) -> Value:
+        """Copy what the caller may change; into memory that a local function process maps as it is."""
+        shared = self._hub.promised.launcher is None and len(self._pool.pending) < SHARED_CALLS
+        parts: list[Any] = []
+        for part in value.parts:
+            if isinstance(part, bytes):
+                parts.append(part)
+            elif shared:
+                parts.append(SharedBlock.of(part))
+            else:
+                parts.append(bytes(part))
+        return Value(value.data, parts)
 
     def map(
         self,

@@ -8,8 +8,9 @@ there is no expectation and submission order holds.
 
 The model is linear in the logarithms: ``log d = b0 + sum_i b_i log p_i``, since
 solver cost grows as a power of sizes and step counts; values that are not
-positive enter as minus the logarithm of their distance from 1, and text by which of a few words it is. Ridge
-regression over running sums: learning costs microseconds and no memory.
+positive enter as minus the logarithm of their distance from 1, and text by which
+of a few words it is. Ridge regression over running sums: learning costs
+microseconds and no memory.
 """
 
 from __future__ import annotations

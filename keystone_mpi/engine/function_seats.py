@@ -216,8 +216,6 @@ class FunctionSeats:
                 return
             except OSError:
                 return  # its process is gone: the report of its attempt settles what it had
-            for block in blocks:
-                block.close()
             seat.waiting.popleft()
             seat.sent.append(call.call)
         if seat.closing and not seat.sent:

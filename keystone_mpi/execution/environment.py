@@ -109,6 +109,8 @@ _ALWAYS_REMOVED = (
     "I_MPI_HYDRA_",
     "GFORTRAN_UNBUFFERED_PRECONNECTED",
 )
+_NOT_OF_SRUN = ("OMPI_MCA_", "PRTE_MCA_")
+_OF_SRUN = "OMPI_MCA_orte_precondition_transports"
 _USERS_MAY_SET = ("OMPI_MCA_", "PRTE_MCA_", "PMIX_MCA_", "HYDRA_", "GFORTRAN_UNBUFFERED_PRECONNECTED")
 _KEPT = frozenset(
     {
@@ -171,7 +173,8 @@ def scrub(environ: Mapping[str, str], *, before_launch: Mapping[str, str] | None
     Started by no launcher, only what an outer launcher would have set by
     force is removed: ``OMPI_MCA_*`` and prefixes are the user's then.
     """
-    launched = launcher_environment(environ).launcher is not None
+    launcher = launcher_environment(environ).launcher
+    launched = launcher is not None
     before = before_launch or {}
     clean: dict[str, str] = {}
     for name, value in environ.items():
@@ -183,6 +186,8 @@ def scrub(environ: Mapping[str, str], *, before_launch: Mapping[str, str] | None
             users = name.startswith(_USERS_MAY_SET) or (not launched and name in _LIBRARY_PREFIXES)
             if users and (not launched or before.get(name) == value):
                 clean[name] = value
+            elif launcher == "slurm" and name.startswith(_NOT_OF_SRUN) and name != _OF_SRUN:
+                clean[name] = value  # the user's: srun passes on what it was started with
         elif name.startswith("SLURM_"):
             if name in _SLURM_KEPT:
                 clean[name] = value

@@ -31,10 +31,6 @@ if options.array:
 print(json.dumps({"square": options.x**2}))
 """
 
-WAYS = ("plain", "mpiexec", "module")
-"""How a program can be started: alone, on 3 ranks, and on 3 ranks by python -m keystone_mpi."""
-
-
 @pytest.fixture(scope="module", autouse=True)
 def _engine_ends() -> Iterator[None]:
     """End this process's engine with the module that used it: its processes are not to outlive it."""

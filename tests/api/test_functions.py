@@ -262,7 +262,7 @@ def test_executors_have_their_own_limits_and_share_processes() -> None:
 def test_execute_parallel(use_processes: bool) -> None:
     told: list[TaskResult] = []
     tasks = [
-        {"id": "slow", "func": time.sleep, "args": (0.3,)},
+        {"id": "slow", "func": time.sleep, "args": (1.0,)},
         {"id": "bad", "func": fail_at, "args": (1, 1)},
         {"id": "good", "func": pow, "args": [2, 8]},
         {"func": dict, "kwargs": {"a": 1}},
@@ -272,10 +272,10 @@ def test_execute_parallel(use_processes: bool) -> None:
     assert [r.task_id for r in results] == ["slow", "bad", "good", "3"]
     assert [r.status for r in results] == ["success", "failed", "success", "success"]
     assert [r.result for r in results] == [None, None, 256, {"a": 1}]
-    assert results[1].error == "LookupError: 'no 1'"
+    assert results[1].error == "LookupError: no 1"
     assert isinstance(results[1].exception, LookupError)
     assert results[0].duration is not None
-    assert results[0].duration >= 0.29
+    assert results[0].duration >= 0.99
     assert results[0].end_time - results[0].start_time == pytest.approx(results[0].duration)
     assert sorted(r.task_id for r in told) == ["3", "bad", "good", "slow"]
     assert told[0].task_id != "slow"

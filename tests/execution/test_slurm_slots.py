@@ -9,6 +9,7 @@ from test_slots import machine as machine
 from test_slots import write
 
 from keystone_mpi.engine.workforce import Workforce
+from keystone_mpi.execution.environment import scrub
 from keystone_mpi.execution.slots import NodeResources, detect, run_lengths
 from keystone_mpi.transport.messages import PROTOCOL_VERSION, Hello
 
@@ -144,3 +145,13 @@ def test_devices(
     found = detect(environ=environ, root=node, own_affinity=ALL)
     assert (found.gpu_lists, found.gpus_alone) == (lists, alone)
     assert found.gpus == (len(lists[0][1]) if lists else 0)
+
+
+def test_a_solver_under_srun_keeps_the_users_settings_of_its_mpi() -> None:
+    """srun passes on what it was started with; only what its own plugins set is taken away."""
+    environ = step(
+        4, PRTE_MCA_x="1", OMPI_MCA_btl="tcp", OMPI_MCA_orte_precondition_transports="k", PMIX_MCA_gds="hash"
+    )
+    kept = scrub(environ)
+    assert (kept["PRTE_MCA_x"], kept["OMPI_MCA_btl"]) == ("1", "tcp")
+    assert not {"OMPI_MCA_orte_precondition_transports", "PMIX_MCA_gds", "SLURM_STEP_ID"} & set(kept)

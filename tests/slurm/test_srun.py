@@ -33,7 +33,13 @@ def test_one_rank_per_node_uses_every_core_of_every_node(slurm, tmp_path: Path) 
 def test_one_rank_per_core(slurm, tmp_path: Path) -> None:
     """Twelve ranks, eleven workers: the node of the master lends all its cores to its three workers."""
     sweep = write_sweep(tmp_path, solver(0.1), "x = { range = [0, 24, 1] }")
-    slurm([*slurm.srun("-N3", "--ntasks-per-node=4"), "keystone-mpi", "run", sweep]).check()
+    run = [*slurm.srun("-N3", "--ntasks-per-node=4"), "keystone-mpi", "run", sweep]
+    done = slurm(run)
+    for _ in range(3):
+        # Open MPI 5 under Slurm 22.05's PMIx: a rank that is early may crash one that is still in MPI_Init.
+        if "PMPI_Init_thread" in done.stderr and "Segmentation fault" in done.stderr:
+            done = slurm(run)
+    done.check()
     found = workers(tmp_path / "demo.h5")
     assert len(found) == 11
     for node in NODES:

@@ -6,7 +6,12 @@ parallel file system pays only for the modules it uses.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from keystone_mpi.analysis.run import Run, open_run
+    from keystone_mpi.parallel_executor import BatchProcessor, KeystoneExecutor, ParallelExecutor, TaskResult
+    from keystone_mpi.task_pipeline import TaskPipeline, TaskStatus
 
 __version__ = "0.1.0"
 

@@ -474,11 +474,10 @@ class TaskPipeline:
         self.close(wait=kind is None)
 
     def _end(self, failed: bool) -> None:
-        """End with the program."""
-        if self._tasks.closed:
-            return
+        """End with the program; it is not closed yet."""
+        reason = str(self._hub.problem or "the program ended with an error")
         if failed:
-            self._tasks.finish(interrupted=True, reason="the program ended with an error")
+            self._tasks.finish(interrupted=True, reason=reason)
         else:
             self._tasks.close(wait=True)
 

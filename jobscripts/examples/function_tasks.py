@@ -1,7 +1,7 @@
 """Python functions in parallel: results come back into the program, nothing is written to disk.
 
-    python function_tasks.py
-    mpiexec -n 3 python -m keystone_mpi function_tasks.py
+python function_tasks.py
+mpiexec -n 3 python -m keystone_mpi function_tasks.py
 """
 
 from concurrent.futures import as_completed

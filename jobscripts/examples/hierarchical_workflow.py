@@ -1,7 +1,7 @@
 """Mesh, solve, analyse: each stage waits for the tasks it needs, not for all of the stage before.
 
-    python hierarchical_workflow.py
-    mpiexec -n 3 python -m keystone_mpi hierarchical_workflow.py
+python hierarchical_workflow.py
+mpiexec -n 3 python -m keystone_mpi hierarchical_workflow.py
 """
 
 from pathlib import Path

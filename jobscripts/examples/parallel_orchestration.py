@@ -1,7 +1,7 @@
 """Submit, wait, look at the statistics; then a race of which only the winner finishes.
 
-    python parallel_orchestration.py
-    mpiexec -n 3 python -m keystone_mpi parallel_orchestration.py
+python parallel_orchestration.py
+mpiexec -n 3 python -m keystone_mpi parallel_orchestration.py
 """
 
 from pathlib import Path
@@ -19,13 +19,15 @@ with TaskPipeline("orchestration.h5", resume=True) as pipeline:
     )
     status = pipeline.wait_for_workflow(ids, timeout=120)
     print(f"{status['completed']} of {status['total']} solved")
-    for size, task_id in zip(sizes, ids):
-        print(f"  mesh {size:3d}: error {status['tasks'][task_id]['result']['outputs']['error_max']:.2e}")
+    for size, task_id in zip(sizes, ids, strict=True):
+        outputs = status["tasks"][task_id]["result"]["outputs"]
+        print(f"  mesh {size:3d}: error {outputs['error_max']:.2e}")
 
     stats = pipeline.get_parallel_execution_stats(ids)
     print(
-        f"speedup {stats['speedup']:.2f} = {stats['total_duration']:.2f} s of work in {stats['elapsed_s']:.2f} s, "
-        f"efficiency {stats['efficiency']:.0%} of {stats['usable_slots']:.0f} slots"
+        f"speedup {stats['speedup']:.2f}: {stats['total_duration']:.2f} s of work in "
+        f"{stats['elapsed_s']:.2f} s, efficiency {stats['efficiency']:.0%} of "
+        f"{stats['usable_slots']:.0f} slots"
     )
 
     # A race: whoever is first wins, the others are stopped at once.

@@ -1,10 +1,11 @@
 """Every combination of two parameters, as a table; any iterable serves as values.
 
-    python parameter_sweep.py
-    mpiexec -n 3 python -m keystone_mpi parameter_sweep.py
+python parameter_sweep.py
+mpiexec -n 3 python -m keystone_mpi parameter_sweep.py
 """
 
 import math
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,6 @@ error = {(t["params"]["mesh_size"], t["params"]["kappa"]): t["result"]["outputs"
 print("error_l2    " + "".join(f"  kappa {kappa:4.2f}" for kappa in KAPPAS))
 for size in SIZES:
     print(f"mesh {size:3d}    " + "".join(f"  {error[size, float(kappa)]:10.2e}" for kappa in KAPPAS))
-orders = [math.log2(error[a, 1.25] / error[b, 1.25]) for a, b in zip(SIZES, SIZES[1:])]
+orders = [math.log2(error[a, 1.25] / error[b, 1.25]) for a, b in pairwise(SIZES)]
 print("observed order of convergence: " + ", ".join(f"{order:.2f}" for order in orders))
 print("results in sweep.h5, group /results, one row per task")

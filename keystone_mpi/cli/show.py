@@ -166,8 +166,11 @@ def _print_task(view: RunView, task: TaskView, lines: int) -> None:
 
 def _in_order(view: RunView, params: dict[str, Any]) -> dict[str, Any]:
     """Return parameters in the order of the sweep file; the file's own order is the alphabet's."""
+    from keystone_mpi.records.programs import is_program
     from keystone_mpi.sweeps.load import sweep_from_spec
 
+    if is_program(view.spec):
+        return params  # as the program gave them
     names = [name for name in sweep_from_spec(view.spec).space.names if name in params]
     return {name: params[name] for name in [*names, *(set(params) - set(names))]}
 

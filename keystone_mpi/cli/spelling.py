@@ -3,14 +3,14 @@
 Rule: the file alone is enough: the sweep that it holds and the task's row. The
 next attempt's number is used, so that no path of an earlier one is touched.
 
-    RunView, index --(sweep_from_spec, Renderer)--> Recipe, Launch
+    RunView, index --(its sweep, or its program's request; Renderer)--> Recipe, Launch
 """
 
 from __future__ import annotations
 
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -31,14 +31,10 @@ def spell_out(view: RunView, index: int, scratch_path: Path) -> tuple[Recipe, La
     scratch_path : Path
         Takes the place of the work folders beside the output and on the node's disk.
     """
-    from keystone_mpi.sweeps.load import sweep_from_spec
     from keystone_mpi.tools.render import RenderContext, Renderer
 
-    sweep = sweep_from_spec(view.spec)
+    recipe, params, seed, cores = _what_runs(view, index)
     task = view.task(index)
-    # A task that the sweep no longer contains has no point; only its cores are unknown then.
-    point = sweep.space.index_of(task.params)
-    recipe = sweep.recipe
     if recipe.workdir == "task":
         recipe = msgspec.structs.replace(recipe, workdir="local")
     renderer = Renderer(
@@ -53,7 +49,33 @@ def spell_out(view: RunView, index: int, scratch_path: Path) -> tuple[Recipe, La
         index=index,
         attempt=int(view.last_attempt[index]) + 1,
         task_id=task.task_id,
-        seed=sweep.seed_of(task.params),
-        cores=1 if point is None else sweep.request(point, index).cores,
+        seed=seed,
+        cores=cores,
     )
-    return recipe, renderer.render(task.params, context)
+    return recipe, renderer.render(params, context)
+
+
+def _what_runs(view: RunView, index: int) -> tuple[Recipe, dict[str, Any], int, int]:
+    """Return recipe, parameters, seed and cores of a task, of a sweep or of a program."""
+    from keystone_mpi.records.programs import is_program, read_program
+    from keystone_mpi.sweeps.load import sweep_from_spec
+
+    params = view.task(index).params
+    request = view.request(index)
+    if request is not None and is_program(view.spec):
+        from keystone_mpi.engine.task_requests import launch_params, task_seed
+        from keystone_mpi.tools.recipe import Recipe
+
+        stored = read_program(view.spec).recipes[request.recipe]
+        recipe = msgspec.json.decode(stored.recipe, type=Recipe)
+        cores = int(request.options.get("cores", 1))
+        return recipe, launch_params(params), task_seed(params, index), cores
+    sweep = sweep_from_spec(view.spec)
+    # A task that the sweep no longer contains has no point; only its cores are unknown then.
+    point = sweep.space.index_of(params)
+    return (
+        sweep.recipe,
+        params,
+        sweep.seed_of(params),
+        1 if point is None else sweep.request(point, index).cores,
+    )

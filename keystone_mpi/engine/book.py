@@ -11,7 +11,6 @@ which all books share, never leave this module.
 
 from __future__ import annotations
 
-import hashlib
 import threading
 import time
 from collections import deque
@@ -33,9 +32,11 @@ from keystone_mpi.core.model import (
     Why,
 )
 from keystone_mpi.engine.hub import Hub
+from keystone_mpi.engine.pace import Pace
 from keystone_mpi.engine.stopping import DRAIN_SUFFIX
 from keystone_mpi.engine.store_process import StoreClient
 from keystone_mpi.engine.task_records import TaskRecord, Watches
+from keystone_mpi.engine.task_requests import task_seed
 from keystone_mpi.records import entries
 from keystone_mpi.records.committer import Committer
 from keystone_mpi.records.lease import Lease
@@ -46,6 +47,7 @@ from keystone_mpi.transport import messages
 LEASE_RENEWAL_S = 5.0
 BACKLOG_PAUSE_BYTES = 64 << 20
 LAST_BATCH_S = 3600.0
+LAST_WORDS_S = 5.0
 
 
 class NewTask(msgspec.Struct, frozen=True):
@@ -131,13 +133,13 @@ class Book:
         self._sequence = 0
         self._demanded = 0
         self._next_renewal = 0.0
+        self._pace = Pace(time.monotonic())
         self.problem = ""
         self.behind = False
         """Too much waits for the disk."""
         self._draining = False
         self.open_tasks = 0
         """Tasks of this start without a durable end."""
-        self.unsuccessful = 0
         hub.post(lambda: hub.add_resident(self))
 
     # --- the program's threads -----------------------------------------------
@@ -281,7 +283,7 @@ class Book:
             memory_bytes=assignment.memory_bytes,
             gpus=assignment.gpus,
             timeout_s=assignment.timeout_s,
-            seed=_seed(record.params, record.row),
+            seed=task_seed(record.params, record.row),
             task_id=record.task_id,
             recipe=record.recipe,
         )
@@ -359,11 +361,11 @@ class Book:
         while notices and notices[0].sequence <= durable:
             notice = notices.popleft()
             self.open_tasks -= 1
-            self.unsuccessful += notice.state != TaskState.SUCCESS
             self.watches.set_final(notice.record, notice.state)
 
     def tick(self, now: float) -> None:
         """See `hub.Resident`."""
+        self._pace.sample(now)
         self._store.poll()
         problem = self._committer.problem
         if problem and problem != self.problem:
@@ -374,17 +376,36 @@ class Book:
         self.behind = bool(problem) or self._committer.backlog_bytes > BACKLOG_PAUSE_BYTES
         if now >= self._next_renewal:
             self._next_renewal = now + LEASE_RENEWAL_S
-            self._renew()
+            self._renew(now)
         if not self._draining and self._drain_path.exists():
             self._draining = True
             self._notice(f"stopping (keystone-mpi drain {self.path.name}): what runs is finished")
             self._hub.drain()
 
-    def _renew(self) -> None:
-        counts = self._hub.counts()
+    def _renew(self, now: float) -> None:
+        """Renew the lease, with what ``keystone-mpi status`` says of a run that goes on."""
+        running = [
+            record
+            for record, _ in self._by_index.values()
+            if record.state == TaskState.RUNNING and not self._hub.in_backlog(record.index)
+        ]
+        workers, _ = self._hub.crew()
+        eta_s = self._pace.eta_s(now, len(self._by_index), self._hub.slots)
         try:
-            self._lease.renew({**counts, "slots": self._hub.slots, "workers": self._hub.crew()[0],
-                               "problem": self.problem})  # fmt: skip
+            self._lease.renew(
+                {
+                    "running": len(running),
+                    "rate_per_s": self._pace.rate_per_s(now),
+                    "eta_s": None if eta_s != eta_s else eta_s,
+                    "slots": self._hub.slots,
+                    "workers": workers,
+                    "waiting": self._hub.why_waiting(now),
+                    "problem": self.problem,
+                    "task_progress": {
+                        record.task_id: record.progress for record in running if record.progress is not None
+                    },
+                }
+            )
         except LeaseHeldError:
             raise
         except ClusterError as error:
@@ -420,10 +441,9 @@ class Book:
 
     def broken(self, error: Exception) -> None:
         """See `hub.Resident`."""
+        # What ended before the end is told all the same.
+        self._committer.wait(self._sequence, LAST_WORDS_S)
+        self.acknowledge()
+        for record, _ in self._by_index.values():
+            record.state = TaskState.PENDING
         self.watches.fail(error)
-
-
-def _seed(params: dict[str, Any], row: int) -> int:
-    """Return a task's seed, 1 .. 2**31 - 1: of its parameters and its place in the file."""
-    data = msgspec.json.encode([params, row], order="sorted")
-    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big") % (2**31 - 1) + 1

@@ -16,7 +16,6 @@ import select
 import shutil
 import socket
 import struct
-import tempfile
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -27,7 +26,7 @@ import msgspec
 from keystone_mpi.execution import function_frames as frames
 from keystone_mpi.execution.function_frames import SharedBlock
 from keystone_mpi.execution.function_server import SOCKET_VARIABLE
-from keystone_mpi.execution.scratch import local_scratch_path
+from keystone_mpi.execution.scratch import new_scratch_root
 from keystone_mpi.tools.recipe import Launch
 from keystone_mpi.transport.messages import (
     Call,
@@ -104,7 +103,9 @@ class FunctionSeats:
         return os.path.join(self._folder, "calls")
 
     def _listen(self) -> None:
-        self._folder = tempfile.mkdtemp(prefix=f"keystone-{os.getuid()}-calls-", dir=local_scratch_path())
+        # Removed by the next start on this node when this process is killed.
+        self._folder = new_scratch_root()
+        os.mkdir(self._folder, 0o700)
         self._door = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._door.bind(self._path)
         self._door.listen(256)

@@ -22,6 +22,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
+
 from keystone_mpi.core import actions, events
 from keystone_mpi.core.actions import Action
 from keystone_mpi.core.errors import ClusterError, InternalError, KeystoneError
@@ -462,6 +464,10 @@ class Hub:
         self._recipes.append(recipe)
         self.broadcast(messages.RecipesAdded(book=book, first=number, recipes=[recipe]))
         return number
+
+    def why_waiting(self, now: float) -> Any:
+        """Return why tasks wait, as plain data."""
+        return msgspec.to_builtins(self._scheduler.why_waiting(now))
 
     def tasks_wait(self) -> bool:
         """Tell whether tasks wait for cores."""

@@ -229,19 +229,26 @@ class PipelineTasks:
 
     def close(self, *, wait: bool) -> None:
         """Finish or cancel what has not ended, then end the file."""
+        open_tasks = [record for record in self.own() if not record.is_final]
         if self.hub.alive:
             if not wait:
-                for record in self.own():
-                    if not record.is_final:
-                        self.book.cancel(record, "the end of the pipeline")
+                for record in open_tasks:
+                    self.book.cancel(record, "the end of the pipeline")
             for _ in self.ends(self.own(), None):
                 continue
-        interrupted = not wait and self.book.unsuccessful > 0
+        stopped = (
+            (TaskState.PENDING, TaskState.RUNNING)
+            if wait
+            else (TaskState.PENDING, TaskState.RUNNING, TaskState.CANCELLED)
+        )
+        interrupted = any(record.state in stopped for record in open_tasks)
         self.finish(interrupted=interrupted, reason="closed by the program")
 
     def finish(self, *, interrupted: bool, reason: str) -> None:
         """End the file; nothing of this start runs any more."""
         with self.book.lock:
+            if self.closed:
+                return
             self.closed = True
         problem = self.book.finish(
             "interrupted" if interrupted else "complete", reason if interrupted else ""

@@ -25,6 +25,7 @@ import numpy as np
 from keystone_mpi.core.errors import OutputError
 from keystone_mpi.core.model import FINAL_STATES, Assignment, RetryBudget, TaskRequest, TaskState
 from keystone_mpi.engine.expectation import DurationModel
+from keystone_mpi.records.programs import is_program
 from keystone_mpi.sweeps.fingerprint import fingerprint_difference
 from keystone_mpi.sweeps.values import REPLICATE
 from keystone_mpi.transport.messages import TaskOrder
@@ -281,6 +282,11 @@ def make_plan(sweep: Sweep, base: RunView | None, options: PlanOptions) -> RunPl
             states=None,
             retry_failed=False,
             whole_rows=None if options.points is None else options.whole_rows,
+        )
+    if is_program(base.spec):
+        raise OutputError(
+            f"{base.path}: holds the results of a Python program, not of a sweep "
+            "(-o FILE writes elsewhere, --fresh moves the old file aside)"
         )
     _refuse_other_sweep(sweep, base)
     changes = fingerprint_difference(base.fingerprint, sweep.fingerprint)

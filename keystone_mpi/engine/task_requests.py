@@ -9,6 +9,7 @@ before anything of a call is done, and is one `RequestError`.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 import os
@@ -139,7 +140,7 @@ class TaskChecker:
         elif not isinstance(script, str) or not script:
             raise RequestError(f"script must be a path, not {script!r}")
         plain = plain_params(params)
-        launch = {name: _scalar(value) for name, value in plain.items()}
+        launch = launch_params(plain)
         given = {name: _plain(value, name) for name, value in options.items() if value is not None}
         sweep, recipe = self._sweep(tool, script, launch, given)
         request = sweep.request(0) if sweep.uniform else self._read(tool, script, launch, given).request(0)
@@ -237,6 +238,17 @@ def _plain(value: Any, where: str) -> Any:
         f"{where}: {value!r} ({type(value).__name__}) cannot be written as JSON; allowed are text, numbers, "
         "true/false, None, and lists and dicts of them"
     )
+
+
+def launch_params(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return parameters as templates and solvers get them: scalars."""
+    return {name: _scalar(value) for name, value in params.items()}
+
+
+def task_seed(params: Mapping[str, Any], row: int) -> int:
+    """Return a task's seed, 1 .. 2**31 - 1: of its parameters and its place in the file."""
+    data = _encoder.encode([params, row])
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big") % (2**31 - 1) + 1
 
 
 def _scalar(value: Any) -> Any:

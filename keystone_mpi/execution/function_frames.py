@@ -8,7 +8,7 @@ made, so what a crash loses is the one call that was running.
 
     rank: CALL | FUNCTION --> [kernel queue] --> function process     (rank may read it, too)
     rank: <-- REPLY                                                   (in the order of the calls)
-    rank: <-- OUTPUT                                                  (what functions print, before their reply)
+    rank: <-- OUTPUT                                                  (what functions print, before the reply)
     rank closes its end --> the function process ends
 
 Parts (large buffers) are memory files that go along as descriptors; the

@@ -7,7 +7,7 @@ belongs to its present attempt, because orphans come back to it (subreaper).
     spawn --> poll [wakeup of SIGCHLD, control socket, stdout, stderr] until the solver is reaped
           deadline | memory | cancel --> TERM to all --> grace --> KILL to all, again and again
           solver gone, others left   --> TERM to all --> 1 s   --> KILL
-          TERM or INT came to this process, too, and the solver fails --> interrupted: it was meant for the job
+          TERM or INT came to this process, too, and the solver fails --> interrupted: meant for the job
     ECHILD --> ended
 """
 

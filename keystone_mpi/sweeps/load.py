@@ -39,6 +39,8 @@ from keystone_mpi.tools.recipe import CollectRule, KeepOutput, Recipe, WorkdirMo
 from keystone_mpi.tools.tool import Prepared
 
 BLOCK_ROWS = 65536
+PROGRAM_MARK = b'{"program":'
+"""How the spec of a Python program's results begins; see records/programs.py."""
 
 
 def load_sweep(path: Path, *, start_dir: Path | None = None, check_programs: bool = True) -> Sweep:
@@ -89,6 +91,8 @@ def sweep_from_spec(spec: bytes, text: str = "") -> Sweep:
     SweepFileError
         When the spec is of a newer format or damaged.
     """
+    if spec.startswith(PROGRAM_MARK):
+        raise SweepFileError(None, "", "these are the results of a Python program, there is no sweep")
     try:
         decoded = msgspec.json.decode(spec, type=SweepSpec)
     except msgspec.DecodeError as error:

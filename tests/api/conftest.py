@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,6 +31,7 @@ if options.array:
     numpy.savez(os.environ["KEYSTONE_RESULT"], field=numpy.full(options.array, options.x))
 print(json.dumps({"square": options.x**2}))
 """
+
 
 @pytest.fixture(scope="module", autouse=True)
 def _engine_ends() -> Iterator[None]:
@@ -71,9 +73,9 @@ def run(request: pytest.FixtureRequest, folder: Path) -> Callable[..., Any]:
     PROGRAM.end()
     PROGRAM.hub = None
 
-    def run_program(program: str | Path, way: str = "plain", *, n: int = 3, args: tuple[str, ...] = (), **kwargs: Any) -> Any:
-        import sys
-
+    def run_program(
+        program: str | Path, way: str = "plain", *, n: int = 3, args: tuple[str, ...] = (), **kwargs: Any
+    ) -> Any:
         if isinstance(program, str):
             path = folder / "program.py"
             path.write_text(textwrap.dedent(program))

@@ -102,7 +102,7 @@ class TestExecutor:
 
     def test_map_timeout(self, executor):
         results = []
-        with pytest.raises(futures.TimeoutError):
+        with pytest.raises(futures.TimeoutError):  # noqa: PT012
             for i in executor.map(time.sleep, [0, 0, 2], timeout=1):
                 results.append(i)
         assert results == [None, None]
@@ -367,7 +367,7 @@ class TestAsCompleted:
         already_completed = {CANCELLED_AND_NOTIFIED_FUTURE, EXCEPTION_FUTURE, SUCCESSFUL_FUTURE}
         completed_futures = set()
         future = executor.submit(time.sleep, 1.0)
-        with pytest.raises(futures.TimeoutError):
+        with pytest.raises(futures.TimeoutError):  # noqa: PT012
             for f in futures.as_completed(already_completed | {future}, timeout):
                 completed_futures.add(f)
         assert completed_futures == already_completed

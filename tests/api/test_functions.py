@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from concurrent.futures import BrokenExecutor, as_completed, wait
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -153,7 +154,8 @@ def test_a_batch_that_crashes_in_the_middle_charges_one_call(executor: KeystoneE
     wait(futures, 60)
     died = [k for k, f in enumerate(futures) if f.exception() is not None]
     assert died == [100, 300]
-    assert [f.result() for k, f in enumerate(futures) if k not in died] == [k for k in range(400) if k not in died]
+    alive = [k for k in range(400) if k not in died]
+    assert [futures[k].result() for k in alive] == alive
 
 
 def test_a_process_that_always_dies_at_birth_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -290,7 +292,7 @@ def test_execute_map_and_timeouts() -> None:
         assert executor.execute_map(abs, []) == []
         with pytest.raises(LookupError):
             executor.execute_map(lambda k: fail_at(2, k), range(4))
-        with pytest.raises(TimeoutError, match="1 of 1 calls were not done after 0.1 s"):
+        with pytest.raises(TimeoutError, match=r"1 of 1 calls were not done after 0\.1 s"):
             executor.execute_map(time.sleep, [0.6], timeout=0.1)
         with pytest.raises(ZeroDivisionError):
             executor.execute_map(abs, [1], callback=lambda i, r: 1 / 0)
@@ -333,7 +335,9 @@ def test_batch_processor() -> None:
         with pytest.raises(RequestError, match="values of 'height' are empty"):
             processor.parameter_sweep(area, {"width": [1], "height": []})
         seen: list[Any] = []
-        doubled = processor.batch_execute(lambda x: 2 * x, range(10), lambda i, r: seen.append((i, r)), chunk_size=3)
+        doubled = processor.batch_execute(
+            lambda x: 2 * x, range(10), lambda i, r: seen.append((i, r)), chunk_size=3
+        )
         assert doubled == [2 * k for k in range(10)]
         assert sorted(seen) == list(enumerate(doubled))
         assert processor.batch_execute(abs, [-1, 2]) == [1, 2]
@@ -392,3 +396,22 @@ def test_emcee(executor: KeystoneExecutor) -> None:
         return sampler.get_chain()
 
     np.testing.assert_array_equal(sample(executor), sample(None))
+
+
+def test_a_killed_launcher_costs_the_running_calls(executor: KeystoneExecutor) -> None:
+    from keystone_mpi.execution.processes import descendants
+
+    list(executor.map(scale, range(50)))
+    futures = [executor.submit(time.sleep, 1.0) for _ in range(6)]
+    time.sleep(0.3)
+    launchers = [
+        pid
+        for pid in descendants(os.getpid())
+        if b"execution.launcher import main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
+    os.kill(launchers[0], signal.SIGKILL)
+    wait(futures, 30)
+    lost = [future for future in futures if future.exception() is not None]
+    assert 1 <= len(lost) <= 2
+    assert all(isinstance(future.exception(), BrokenExecutor) for future in lost)
+    assert executor.submit(scale, 2).result(30) == 6

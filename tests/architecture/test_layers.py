@@ -53,6 +53,7 @@ CORE_PATHS_ALLOWED = {"core/errors.py": {"pathlib"}}
 """errors.py only names the type of a path in a message."""
 
 MAY_EXIT = {
+    "engine/worker_exit.py": "a worker rank of a program serves and never comes back into the program",
     "execution/launcher.py": "a forked slot process must not run the launcher's exit handlers",
 }
 """Modules outside cli that may end their process, and why."""
@@ -219,7 +220,10 @@ def test_help_loads_no_command() -> None:
     assert loaded_by("from keystone_mpi.cli.main import main; main(['--version'])") & heavy == set()
 
 
-WORKER_MODULES = ["keystone_mpi.engine.worker", "keystone_mpi.execution.launcher_client"]
+WORKER_MODULES = [
+    "keystone_mpi.engine.worker", "keystone_mpi.execution.launcher_client", "keystone_mpi.engine.worker_exit",
+    "keystone_mpi.cli.program",
+]  # fmt: skip
 
 
 def test_a_worker_loads_neither_the_file_nor_the_screen() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import select
+import threading
 
 
 class Waiter:
@@ -24,6 +25,8 @@ class Waiter:
         self._epoll.register(self._event, select.EPOLLIN)
         self._selectable = [self._epoll.fileno()]
         self._closed = False
+        # Reentrant: a signal handler may call `wake` in the thread that is just doing so.
+        self._lock = threading.RLock()
 
     @property
     def wakeup_fileno(self) -> int:
@@ -44,8 +47,9 @@ class Waiter:
 
     def wake(self) -> None:
         """Make `wait` return; callable from any thread and from signal handlers."""
-        if not self._closed:
-            os.eventfd_write(self._event, 1)
+        with self._lock:
+            if not self._closed:
+                os.eventfd_write(self._event, 1)
 
     def wait(self, timeout_s: float) -> bool:
         """Wait up to `timeout_s`; True when a descriptor is readable or `wake` was called."""
@@ -60,7 +64,8 @@ class Waiter:
 
     def close(self) -> None:
         """Release both descriptors."""
-        if not self._closed:
-            self._closed = True
-            self._epoll.close()
-            os.close(self._event)
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self._epoll.close()
+                os.close(self._event)

@@ -61,7 +61,7 @@ def test_an_exception_ends_all_ranks_within_seconds(run: Callable[..., Any], fol
 
 @pytest.mark.parametrize("way", WAYS)
 def test_exit_codes_survive(run: Callable[..., Any], way: str) -> None:
-    done = run(SWEEP + f"pipeline.wait_for_workflow(ids)\nimport sys\nsys.exit(3)\n", way)
+    done = run(SWEEP + "pipeline.wait_for_workflow(ids)\nimport sys\nsys.exit(3)\n", way)
     assert done.returncode == 3, done.output
     assert "Traceback" not in done.stderr
 

@@ -169,7 +169,7 @@ def test_a_finished_run(tmp_path: Path) -> None:
         assert view.task(0).results == {"residual": 0.0}
         assert view.task(1).params == {"mesh_size": 8, "kappa": 0.5, "label": "p1", "fine": True}
         assert view.param_columns()["fine"].dtype == bool
-        assert not view.counts().all_complete
+        assert view.counts().all_complete
 
 
 def test_tasks_are_found_by_id(tmp_path: Path) -> None:

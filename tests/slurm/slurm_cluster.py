@@ -257,13 +257,16 @@ class SlurmCluster:
 
     def freeze(self, name: str) -> None:
         """Stop every process of the node: it no longer answers anybody."""
-        for pid in self.processes(name):
-            os.kill(pid, signal.SIGSTOP)
+        self._signal(name, signal.SIGSTOP)
 
     def thaw(self, name: str) -> None:
         """Undo `freeze`."""
+        self._signal(name, signal.SIGCONT)
+
+    def _signal(self, name: str, number: int) -> None:
         for pid in self.processes(name):
-            os.kill(pid, signal.SIGCONT)
+            with contextlib.suppress(ProcessLookupError):  # it ended since it was listed
+                os.kill(pid, number)
 
     def processes(self, name: str) -> list[int]:
         """Return all processes of a node, as seen from here."""

@@ -25,10 +25,11 @@ from keystone_mpi.core.errors import ClusterError
 
 if TYPE_CHECKING:
     from keystone_mpi.bench.core_speed import CoreTiming
+    from keystone_mpi.bench.functions import CallRate
     from keystone_mpi.bench.measure import Timing
     from keystone_mpi.bench.overhead import IdleProcess, Startup
 
-PARTS = ("true", "sleep", "core", "startup", "idle")
+PARTS = ("true", "sleep", "functions", "core", "startup", "idle")
 SLEEP_S = 0.1
 SLEEP_SLOTS = 8
 TRUE_SLOTS = 2
@@ -45,11 +46,12 @@ def command(parts: tuple[str, ...], quick: bool, rounds: int | None, as_json: bo
     """Measure how fast the runner is on this machine.
 
     \b
-    true     2,000 x /bin/true on 2 slots, beside the C posix_spawn floor and others
-    sleep    200 x sleep 0.1 on 8 slots: how much of the wall time is the solvers' own
-    core     the scheduler alone, 1,000,000 tasks over 10,000 imaginary workers
-    startup  mpiexec -n 2 keystone-mpi run on one task, beside bare mpi4py
-    idle     processor time of the runner's processes while solvers run
+    true       2,000 x /bin/true on 2 slots, beside the C posix_spawn floor and others
+    sleep      200 x sleep 0.1 on 8 slots: how much of the wall time is the solvers' own
+    functions  10,000 no-op Python calls on 2 workers, and a dependent loop, beside mpi4py.futures
+    core       the scheduler alone, 1,000,000 tasks over 10,000 imaginary workers
+    startup    mpiexec -n 2 keystone-mpi run on one task, beside bare mpi4py
+    idle       processor time of the runner's processes while solvers run
     """
     wanted = parts or PARTS
     report: dict[str, Any] = {"machine": _machine()}
@@ -86,6 +88,14 @@ def _measure(part: str, quick: bool, rounds: int, scratch: Path) -> Any:
             contenders = all_contenders(scratch, ["/bin/sleep", str(SLEEP_S)], SLEEP_SLOTS, numbered=False)
             return time_side_by_side(
                 contenders, small=small, large=large, rounds=min(rounds, 3), scratch=scratch, say=_say
+            )
+        case "functions":
+            from keystone_mpi.bench.functions import measure_functions
+
+            return _or_problem(
+                lambda: measure_functions(
+                    calls=2000 if quick else 10_000, rounds=min(rounds, 3), scratch=scratch, say=_say
+                )
             )
         case "core":
             from keystone_mpi.bench.core_speed import measure_core
@@ -136,6 +146,8 @@ def _print_part(part: str, measured: Any) -> None:
             _print_true(measured)
         case "sleep":
             _print_sleep(measured)
+        case "functions":
+            _print_functions(measured)
         case "core":
             _print_core(measured)
         case "startup":
@@ -144,6 +156,18 @@ def _print_part(part: str, measured: Any) -> None:
             _print_idle(measured)
         case _:
             raise AssertionError(part)
+
+
+def _print_functions(rates: list[CallRate]) -> None:
+    rows = [
+        (
+            rate.name,
+            rate.problem or f"{rate.submit_per_s:,.0f}",
+            "" if rate.problem else f"{rate.dependent_per_s:,.0f}",
+        )
+        for rate in rates
+    ]
+    _print_table("no-op Python calls, 2 workers", ("", "calls/s", "one after the other/s"), rows)
 
 
 def _print_true(timings: list[Timing]) -> None:

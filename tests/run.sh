@@ -106,14 +106,7 @@ run_tests() {
 }
 
 run_tests openmpi -m multirank "$@"
-if [ $# -eq 0 ]; then
-    # The engine of a Python program lives in the process of pytest itself: it gets one of its own, and
-    # the folders that its tasks ran in stay until the end.
-    run_tests mpich -o tmp_path_retention_policy=all tests/api
-    run_tests mpich --ignore=tests/api
-else
-    run_tests mpich "$@"
-fi
+run_tests mpich "$@"
 
 say "what ran"
 if [ "$update_required" = yes ]; then

@@ -147,7 +147,7 @@ class SlotProcess:
         self._started_mono = 0.0
         self._notice_at = math.inf
         """When the running attempt is old enough for `AttemptStarted`."""
-        self._cwd = os.getcwd()
+        self._cwd = ""  # unknown: where the rank stood may be gone by now
         self._cpus: tuple[int, ...] = ()
         self._waits_to_write = False
         self._ending = False

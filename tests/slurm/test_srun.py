@@ -46,6 +46,28 @@ def test_one_rank_per_core(slurm, tmp_path: Path) -> None:
         assert sum(slots for host, slots in found if host == node) == 4
 
 
+DIRTY_HEAP = """\
+import random
+_random = random.Random(1)
+_blocks = [_random.randbytes(_random.choice([300, 400, 500, 600, 700, 800, 1000, 1300, 1500, 2000]))
+           for _ in range(20000)]
+_kept = _blocks[::2]
+del _blocks
+"""
+
+
+def test_what_lies_in_memory_does_not_keep_ranks_from_starting(slurm, tmp_path: Path) -> None:
+    """MPICH tells Slurm what lies behind its UCX address; incompressible bytes there made ranks hang."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(DIRTY_HEAP)
+    sweep = write_sweep(tmp_path, solver(0.1), "x = { range = [0, 6, 1] }")
+    slurm(
+        [*slurm.srun("-N3", "--ntasks-per-node=1", "-c4"), "keystone-mpi", "run", sweep],
+        env={"PYTHONPATH": str(tmp_path / "site")},
+    ).check()
+    assert workers(tmp_path / "demo.h5") == [(node, 4) for node in NODES]
+
+
 def test_mpiexec_in_a_batch_job(slurm, cluster, tmp_path: Path) -> None:
     sweep = write_sweep(tmp_path, solver(0.1), "x = { range = [0, 24, 1] }")
     spread = "-ppn 1" if slurm.mpi_kind == "mpich" else "--map-by ppr:1:node --bind-to none"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from keystone_mpi.transport.matching import known_mismatch, way_out
+from keystone_mpi.transport.matching import init_variables, known_mismatch, way_out
 
 MPICH = "MPICH Version:      5.0.2\nMPICH configure:    --with-device=ch4:ucx,ofi"
 MPICH_PMIX = MPICH + " --with-pmix=/usr"
@@ -37,3 +37,25 @@ def test_the_way_out_names_the_flag_of_the_library_that_was_found() -> None:
     assert "srun --mpi=pmix" in way_out(OPEN_MPI, SRUN)
     assert "mpiexec that came with" in way_out(OPEN_MPI, {})
     assert "mpiexec that came with" in way_out(MPICH, {**SRUN, "MPI_LOCALNRANKS": "1"})
+
+
+UCX_OFI = "MPICH Version:      5.0.2\nMPICH Device:       ch4:ucx ofi\nMPICH configure:    --with-pm=hydra"
+PMI2 = {**SRUN, "PMI_FD": "11"}
+
+
+@pytest.mark.parametrize(
+    ("library", "environ", "netmod"),
+    [
+        (UCX_OFI, PMI2, "ofi"),
+        (UCX_OFI, SRUN, None),
+        (UCX_OFI, {**PMI2, "MPI_LOCALNRANKS": "1"}, None),
+        (UCX_OFI, {**PMI2, "MPIR_CVAR_CH4_NETMOD": "ucx"}, None),
+        (UCX_OFI.replace("ucx ofi", "ucx"), PMI2, None),
+        (UCX_OFI.replace("ucx ofi", "ofi ucx"), PMI2, None),
+        (OPEN_MPI, PMI2, None),
+    ],
+)
+def test_mpich_publishes_short_addresses_to_slurm(
+    library: str, environ: dict[str, str], netmod: str | None
+) -> None:
+    assert init_variables(library, environ).get("MPIR_CVAR_CH4_NETMOD") == netmod

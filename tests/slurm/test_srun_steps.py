@@ -11,6 +11,7 @@ pytestmark = [pytest.mark.multirank, pytest.mark.slurm]
 
 RANKS = """
 import os
+os.environ["MPIR_CVAR_CH4_NETMOD"] = "ofi"  # README, "Parallel solvers": MPICH 5 may hang with UCX
 from mpi4py import MPI
 from keystone_solver import report_result
 world = MPI.COMM_WORLD

@@ -10,6 +10,7 @@ never prints, and always exits with 0; rank 0 speaks for the run.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -30,6 +31,8 @@ def main() -> None:
 
     promised = launcher_environment()
     runs = sys.argv[1:2] == ["run"]
+    if runs:
+        gc.disable()  # what imports make lives as long as the process; `settle_collector` enables it
     if promised.rank > 0:
         if runs:
             _serve()

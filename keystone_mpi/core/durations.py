@@ -15,7 +15,7 @@ from keystone_mpi.core.model import TaskRequest
 WORK_AHEAD_S = 0.1
 """A slot should hold about this much work beyond what it runs."""
 NO_PREFETCH_ABOVE_S = 0.5
-DEPTH_LIMIT = 64
+DEPTH_LIMIT = 128
 """Attempts held in advance per slot, at most."""
 _WEIGHT = 0.1
 _DEVIATIONS = 2.0

@@ -16,7 +16,7 @@ microseconds and no memory.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -63,15 +63,20 @@ class DurationModel:
         """Enough has been seen to say something, or to say that nothing need be said."""
         return self._samples >= SAMPLES_NEEDED or self._short >= SAMPLES_NEEDED
 
-    def learn(self, params: Mapping[str, Any], duration_s: float) -> None:
-        """Take in one successful attempt."""
+    @property
+    def knows(self) -> bool:
+        """Whether `expect` may say more than 0."""
+        return self._samples >= SAMPLES_NEEDED
+
+    def learn(self, duration_s: float, params: Callable[[], Mapping[str, Any]]) -> None:
+        """Take in one successful attempt; its parameters are asked for only where they are looked at."""
         if not duration_s >= SHORTEST_S:
             self._short += 1
             return
         self._seen += 1
         if self._seen % (1 << (self._samples // THINNING_SAMPLES)):
             return
-        features = self._features(params)
+        features = self._features(params())
         log_duration = math.log(duration_s)
         self._xtx += np.outer(features, features)
         self._xty += features * log_duration

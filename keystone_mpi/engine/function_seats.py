@@ -139,6 +139,11 @@ class FunctionSeats:
             seat.closing = True
             self._feed(seat)
 
+    @property
+    def any_open(self) -> bool:
+        """Whether some attempt serves function calls."""
+        return bool(self._seats)
+
     def ended(self, number: int) -> list[Outgoing]:
         """The attempt of a seat has ended: say what became of its calls."""
         seat = self._seats.pop(number, None)

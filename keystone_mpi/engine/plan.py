@@ -15,6 +15,7 @@ state per row of a continued run.
 from __future__ import annotations
 
 import bisect
+import functools
 import itertools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -137,8 +138,7 @@ class RunPlan:
         """Describe the task of `row` to the scheduler."""
         point = self.point(row)
         request = self.sweep.request(point, row)
-        expected_s = self.model.expect(self.sweep.space.params(point)) if self.model.settled else 0.0
-        if expected_s:
+        if self.model.knows and (expected_s := self.model.expect(self.sweep.space.params(point))):
             request = msgspec.structs.replace(request, expected_s=expected_s)
         if self.base is None or row >= self.base_task_count:
             return request
@@ -185,7 +185,7 @@ class RunPlan:
 
     def learn(self, row: int, duration_s: float) -> None:
         """A task succeeded: later ones like it are expected to take as long."""
-        self.model.learn(self.sweep.space.params(self.point(row)), duration_s)
+        self.model.learn(duration_s, lambda: self.sweep.space.params(self.point(row)))
 
     def learn_from(self, earlier: RunView) -> None:
         """Learn from the tasks that succeeded in a file."""
@@ -193,8 +193,12 @@ class RunPlan:
         rows = np.flatnonzero(np.isfinite(durations))
         rows = rows[:: max(1, len(rows) // LEARNED_ROWS)]
         columns = {name: column[rows].tolist() for name, column in earlier.param_columns().items()}
+
+        def params(position: int) -> dict[str, Any]:
+            return {name: values[position] for name, values in columns.items()}
+
         for position, duration_s in enumerate(durations[rows].tolist()):
-            self.model.learn({name: values[position] for name, values in columns.items()}, duration_s)
+            self.model.learn(duration_s, functools.partial(params, position))
 
     def source(self) -> PlanSource:
         """Return the pending tasks, lazily and in dispatch order."""

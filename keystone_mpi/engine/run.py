@@ -10,7 +10,6 @@ earlier start, everything that can be refused before the first write.
 
 from __future__ import annotations
 
-import gc
 import time
 from typing import TYPE_CHECKING
 
@@ -18,6 +17,7 @@ import msgspec
 
 from keystone_mpi.core.actions import Finish, FinishReason
 from keystone_mpi.core.scheduler import Scheduler
+from keystone_mpi.engine.collector import settle_collector
 from keystone_mpi.engine.master import Master
 from keystone_mpi.engine.observer import RunClosing, RunInfo, RunObserver
 from keystone_mpi.engine.ranks import FAREWELL_S, Ranks
@@ -143,8 +143,7 @@ def _run(
                 already_failed=failed,
             )
             observer.run_opened(info)
-            # What was imported lives as long as the process: the collector need not look at it again.
-            gc.freeze()
+            settle_collector()
             finish = master.run()
             return _close(session, master, finish, observer, stop, ranks)
     except BaseException:
@@ -179,7 +178,13 @@ def _close(
     reason = "" if complete else (stop.reason or str(finish.reason))
     if master.refusal:
         reason = "the sweep cannot run on a worker: " + master.refusal.splitlines()[0]
-    problem = session.close(state=state, reason=reason, timeout_s=LAST_BATCH_S)
+    problem = session.close(
+        state=state,
+        reason=reason,
+        timeout_s=LAST_BATCH_S,
+        meanwhile=master.stay,
+        wake=ranks.transport.wake,
+    )
     if not problem:
         stop.forget_drain_file()
     progress = master.progress(time.monotonic())

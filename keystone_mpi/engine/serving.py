@@ -10,6 +10,8 @@ file system are an outage.
 from __future__ import annotations
 
 from keystone_mpi.core.errors import ClusterError, LauncherMismatchError
+from keystone_mpi.engine.collector import settle_collector
+from keystone_mpi.engine.parting import finalize_in_time
 from keystone_mpi.engine.worker import Worker
 from keystone_mpi.execution.environment import Promised
 from keystone_mpi.execution.launcher_client import LauncherClient
@@ -23,6 +25,8 @@ def serve_as_worker(promised: Promised) -> None:
     ------
     LauncherMismatchError
         See `MpiWorld`; rank 0 tells the user.
+    MasterSilentError
+        Rank 0 is gone without a word: MPI cannot be ended.
     """
     launcher = LauncherClient()
     try:
@@ -38,6 +42,7 @@ def serve_as_worker(promised: Promised) -> None:
         launcher.close()
         raise
     place = world.node_place()
+    settle_collector()
     Worker(
         MpiWorkerEnd(world),
         launcher,
@@ -47,4 +52,4 @@ def serve_as_worker(promised: Promised) -> None:
         local_workers=place.workers,
         trouble=trouble,
     ).serve()
-    world.finalize()
+    finalize_in_time(world.finalize, f"worker rank {world.rank}")

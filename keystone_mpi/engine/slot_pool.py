@@ -19,9 +19,9 @@ from keystone_mpi.core.errors import InternalError
 from keystone_mpi.core.model import AttemptKey
 from keystone_mpi.transport.messages import TaskOrder
 
-QUEUE_AHEAD_S = 0.02
+QUEUE_AHEAD_S = 0.04
 """Work that may wait in a slot process behind the running task."""
-QUEUE_AHEAD_LONGEST = 32
+QUEUE_AHEAD_LONGEST = 64
 SMOOTHING = 0.1
 
 
@@ -54,7 +54,7 @@ class SlotPool:
         self.backlog: deque[TaskOrder] = deque()
         self._pinning = len(cpus) >= slots
         self._free_cpus = sorted(cpus[:slots]) if self._pinning else list(range(slots))
-        self._queues: list[dict[AttemptKey, TaskOrder]] = [{} for _ in range(slots)]
+        self._queues: list[dict[tuple[int, int], TaskOrder]] = [{} for _ in range(slots)]
         self._cpus_of_slot: list[tuple[int, ...]] = [() for _ in range(slots)]
         self._free_gpus = sorted(gpus)
         self._gpus_of_slot: list[tuple[int, ...]] = [() for _ in range(slots)]
@@ -103,14 +103,14 @@ class SlotPool:
         for slot, queue in enumerate(self._queues):
             if len(self._cpus_of_slot[slot]) != 1 or self._gpus_of_slot[slot] or len(queue) > depth // 2:
                 continue
-            if any(order.recipe in self.staying for order in queue.values()):
+            if self.staying and any(order.recipe in self.staying for order in queue.values()):
                 continue
             while len(queue) < depth and self.backlog and _is_plain(self.backlog[0]):
                 placements.append(self._give(slot, self.backlog.popleft()))
         return placements
 
     def _give(self, slot: int, order: TaskOrder) -> Placement:
-        self._queues[slot][AttemptKey(order.index, order.attempt)] = order
+        self._queues[slot][order.index, order.attempt] = order
         cpus = self._cpus_of_slot[slot] if self._pinning else ()
         return Placement(slot, order, cpus, self._gpus_of_slot[slot])
 

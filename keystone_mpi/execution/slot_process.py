@@ -62,8 +62,8 @@ from keystone_mpi.tools.recipe import Recipe
 ORPHAN_GRACE_S = 1.0
 """Grace of solvers whose rank is gone."""
 
-_BATCH_REPORTS = 32
-_BATCH_S = 0.010
+_BATCH_REPORTS = 64
+_BATCH_S = 0.020
 _LOW_QUEUE = 2
 """With so few orders left the rank must hear what has ended, or the slot would soon wait for it."""
 _UNSENT_LIMIT_BYTES = 16 << 20

@@ -33,6 +33,9 @@ LINE_TOOL = "line"
 """`Recipe.tool` of a task file: the parameter `command` is the shell line itself, braces and all."""
 
 
+_encode = msgspec.json.Encoder().encode
+
+
 class RenderError(UserError):
     """A template that does not fit one task's values."""
 
@@ -147,7 +150,7 @@ class Renderer:
         if self._prefix:
             argv = (*[t.render(values) for t in self._prefix], *argv)
         env = {
-            "KEYSTONE_PARAMS": msgspec.json.encode(params).decode(),
+            "KEYSTONE_PARAMS": _encode(params).decode(),
             "KEYSTONE_TASK_ID": context.task_id,
             "KEYSTONE_INDEX": str(context.index),
             "KEYSTONE_ATTEMPT": str(context.attempt),
@@ -168,13 +171,13 @@ class Renderer:
             env=env,
             cwd=cwd,
             stdin=stdin,
-            writes=tuple([(_inside(cwd, t.render(values)), text.render(values)) for t, text in self._texts]),
-            copies=tuple([(_inside(cwd, t.render(values)), s.render(values)) for t, s in self._copies]),
-            links=tuple([(_inside(cwd, t.render(values)), s.render(values)) for t, s in self._links]),
+            writes=_pairs(self._texts, cwd, values),
+            copies=_pairs(self._copies, cwd, values),
+            links=_pairs(self._links, cwd, values),
             collect_files={
                 name: os.path.normpath(os.path.join(cwd, t.render(values))) for name, t in self._collect
             },
-            ranks=ranks_of(recipe, context.cores) if recipe.launcher else 0,
+            ranks=values[RANKS_NAME] if recipe.launcher else 0,
             unset=() if recipe.setup else recipe.unset,
             python_path=self._python_path,
             case=recipe.case,
@@ -204,6 +207,14 @@ class Renderer:
             ),
             "its parameters cannot be written as JSON",
         )
+
+
+def _pairs(
+    templates: list[tuple[Template, Template]], cwd: str, values: Mapping[str, Any]
+) -> tuple[tuple[str, str], ...]:
+    if not templates:
+        return ()
+    return tuple([(_inside(cwd, target.render(values)), text.render(values)) for target, text in templates])
 
 
 def ranks_of(recipe: Recipe, cores: int) -> int:

@@ -89,9 +89,10 @@ class WorkerEnd(Protocol):
     def send(self, message: FromWorker, parts: Sequence[Any] = ()) -> None:
         """Queue `message` and the buffers that belong to it for the master; never blocks."""
 
-    def receive(self, timeout_s: float) -> list[ToWorker | Delivered]:
+    def receive(self, timeout_s: float, *, unhurried: bool = False) -> list[ToWorker | Delivered]:
         """Return what has arrived, waiting up to `timeout_s` or until a watched descriptor is ready.
 
+        `unhurried`: a worker that holds work may hear of a message a few milliseconds late.
         A message that came with parts comes as `Delivered`.
         """
 

@@ -105,7 +105,12 @@ class LocalEnd:
         """See `WorkerEnd`."""
         self._hub.deliver(self.worker, encode(message), parts)
 
-    def receive(self, timeout_s: float) -> list[ToWorker | Delivered]:
+    def receive(
+        self,
+        timeout_s: float,
+        *,
+        unhurried: bool = False,  # noqa: ARG002 - a thread is woken, it does not poll
+    ) -> list[ToWorker | Delivered]:
         """See `WorkerEnd`."""
         if not self._inbox:
             self._waiter.wait(timeout_s)

@@ -42,6 +42,8 @@ from keystone_mpi.transport.waiter import Waiter
 TAG = 17
 MASTER_RANK = 0
 SHORTEST_SLEEP_S = 50e-6
+UNHURRIED_SLEEP_S = 2e-3
+"""Of a rank that holds work: nothing that can come is urgent, and each look disturbs a solver."""
 BACKOFF_FRACTION = 0.2
 LONGEST_SLEEP_S = 0.02
 LONGEST_SLEEP_QUIET_S = 0.05
@@ -244,12 +246,13 @@ class _Port:
             self._comm.Recv([buffer, self._mpi.BYTE], source=status.Get_source(), tag=TAG)
         return status.Get_source(), bytes(buffer)
 
-    def wait(self, deadline: float) -> bool:
+    def wait(self, deadline: float, unhurried: bool = False) -> bool:
         """Sleep once, as long as the back-off allows; True when a descriptor or a wake-up ended it."""
         now = time.monotonic()
         quiet_s = now - self._last_message
         longest_s = LONGEST_SLEEP_S if quiet_s < QUIET_AFTER_S else LONGEST_SLEEP_QUIET_S
-        sleep_s = min(max(BACKOFF_FRACTION * quiet_s, SHORTEST_SLEEP_S), longest_s)
+        shortest_s = UNHURRIED_SLEEP_S if unhurried else SHORTEST_SLEEP_S
+        sleep_s = min(max(BACKOFF_FRACTION * quiet_s, shortest_s), longest_s)
         return self._waiter.wait(min(sleep_s, deadline - now))
 
     def flush(self, timeout_s: float) -> None:
@@ -329,7 +332,7 @@ class MpiWorkerEnd:
         """See `WorkerEnd`."""
         self._port.send(MASTER_RANK, encode(message), parts)
 
-    def receive(self, timeout_s: float) -> list[ToWorker | Delivered]:
+    def receive(self, timeout_s: float, *, unhurried: bool = False) -> list[ToWorker | Delivered]:
         """See `WorkerEnd`."""
         deadline = time.monotonic() + timeout_s
         while True:
@@ -337,7 +340,7 @@ class MpiWorkerEnd:
             for _, data, parts in self._port.take(MASTER_RANK):
                 message = decode_to_worker(data)
                 messages.append(Delivered(message, parts) if parts else message)
-            if messages or time.monotonic() >= deadline or self._port.wait(deadline):
+            if messages or time.monotonic() >= deadline or self._port.wait(deadline, unhurried):
                 return messages
 
     def watch(self, fileno: int) -> None:

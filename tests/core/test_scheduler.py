@@ -211,7 +211,7 @@ def test_nothing_is_given_in_advance_before_a_duration_is_known() -> None:
     assert bench.scheduler.counts().backlog == 0
 
 
-@pytest.mark.parametrize(("duration_s", "backlog"), [(0.01, 20), (0.0001, 128), (0.3, 2), (0.6, 0)])
+@pytest.mark.parametrize(("duration_s", "backlog"), [(0.01, 20), (0.0001, 256), (0.3, 2), (0.6, 0)])
 def test_short_tasks_are_given_in_advance(duration_s: float, backlog: int) -> None:
     bench = Bench(tasks(10_000))
     bench.join(2, 2)

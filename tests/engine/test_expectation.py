@@ -20,7 +20,7 @@ def trained(noise: float = 0.1, count: int = 80) -> DurationModel:
     for _ in range(count):
         n, method = rng.choice([16, 24, 32]), rng.choice(["cg", "direct"])
         params = {"n": n, "method": method, "flag": rng.random() < 0.5, "x": rng.uniform(-1, 1)}
-        model.learn(params, cost_s(n, method) * math.exp(rng.gauss(0, noise)))
+        model.learn(cost_s(n, method) * math.exp(rng.gauss(0, noise)), lambda params=params: params)
     return model
 
 
@@ -36,7 +36,7 @@ def test_unexplained_durations_give_no_expectation() -> None:
     rng = random.Random(3)
     model = DurationModel(("n",))
     for _ in range(200):
-        model.learn({"n": rng.choice([1, 2, 3])}, math.exp(rng.gauss(0, 1)))
+        model.learn(math.exp(rng.gauss(0, 1)), lambda: {"n": rng.choice([1, 2, 3])})
     assert model.settled
     assert model.expect({"n": 2}) == 0.0
 
@@ -50,7 +50,7 @@ def test_nothing_is_said_before_enough_was_seen() -> None:
 def test_short_tasks_settle_the_question_without_being_learned() -> None:
     model = DurationModel(("n",))
     for _ in range(SAMPLES_NEEDED):
-        model.learn({"n": 1}, 0.001)
+        model.learn(0.001, lambda: {"n": 1})
     assert model.settled
     assert model.expect({"n": 1}) == 0.0
 
@@ -58,8 +58,8 @@ def test_short_tasks_settle_the_question_without_being_learned() -> None:
 def test_odd_values_do_no_harm() -> None:
     model = DurationModel(("n", "s"))
     for index in range(100):
-        model.learn({"n": index - 50, "s": f"word {index}"}, 0.1 + index)
+        model.learn(0.1 + index, lambda index=index: {"n": index - 50, "s": f"word {index}"})
     assert math.isfinite(model.expect({"n": -1, "s": "never seen"}))
     assert math.isfinite(model.expect({}))
-    model.learn({"n": 1, "s": "a"}, float("nan"))
+    model.learn(float("nan"), lambda: {"n": 1, "s": "a"})
     assert math.isfinite(model.expect({"n": 10**300, "s": "a"}))

@@ -14,7 +14,7 @@ import gc
 import os
 import signal
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     from keystone_mpi.execution.environment import Promised
@@ -36,17 +36,24 @@ def main() -> None:
     if promised.rank > 0:
         if runs:
             _serve()
-        sys.exit(0)
+        _leave(0)
     if not runs or (promised.launcher is None and NO_RUN.intersection(sys.argv)):
         from keystone_mpi.cli.main import main as run_command_line
 
-        sys.exit(run_command_line())
-    sys.exit(_run(promised))
+        _leave(run_command_line())
+    _leave(_run(promised))
+
+
+def _leave(code: int) -> NoReturn:
+    """Exit; the interpreter's end need not look for cycles in what goes away as a whole."""
+    gc.freeze()
+    sys.exit(code)
 
 
 def _run(promised: Promised) -> int:
     """Be the master of a run: MPI comes up before the command line is read."""
     from keystone_mpi.core.errors import ClusterError
+    from keystone_mpi.deferred_numpy import want_one_blas_thread
     from keystone_mpi.engine.ranks import bring_up
 
     try:
@@ -56,25 +63,13 @@ def _run(promised: Promised) -> int:
 
         return report_error(str(error))
     try:
-        _import_numpy()
+        want_one_blas_thread()
         from keystone_mpi.cli.main import main as run_command_line
 
         return run_command_line(ranks=ranks)
     finally:
         # After a usage error or --dry-run the workers still wait for work that will not come.
         ranks.close()
-
-
-def _import_numpy() -> None:
-    """Import numpy without its BLAS starting a thread per core; solvers inherit nothing of it."""
-    name = "OPENBLAS_NUM_THREADS"
-    if name in os.environ:
-        return
-    os.environ[name] = "1"
-    try:
-        import numpy  # noqa: F401 - only its first import starts threads
-    finally:
-        del os.environ[name]
 
 
 def _serve() -> None:

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from keystone_mpi.deferred_numpy import np
 from keystone_mpi.records.programs import is_program
 from keystone_mpi.sweeps.load import sweep_from_spec
 from keystone_mpi.sweeps.values import REPLICATE

@@ -19,7 +19,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
+from keystone_mpi.deferred_numpy import np
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -49,8 +49,9 @@ class DurationModel:
         self._names = names
         self._words: dict[str, dict[str, int]] = {name: {} for name in names}
         self._size = 1 + len(names) * WORDS
-        self._xtx = np.zeros((self._size, self._size))
-        self._xty = np.zeros(self._size)
+        self._xtx: Any = 0.0
+        """Matrix, once there is a sample; `_xty`: vector."""
+        self._xty: Any = 0.0
         self._yty = 0.0
         self._seen = 0
         self._short = 0
@@ -78,8 +79,8 @@ class DurationModel:
             return
         features = self._features(params())
         log_duration = math.log(duration_s)
-        self._xtx += np.outer(features, features)
-        self._xty += features * log_duration
+        self._xtx = self._xtx + np.outer(features, features)
+        self._xty = self._xty + features * log_duration
         self._yty += log_duration * log_duration
         self._samples += 1
 

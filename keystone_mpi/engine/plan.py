@@ -21,10 +21,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-import numpy as np
 
 from keystone_mpi.core.errors import OutputError
 from keystone_mpi.core.model import FINAL_STATES, Assignment, RetryBudget, TaskRequest, TaskState
+from keystone_mpi.deferred_numpy import np
 from keystone_mpi.engine.expectation import DurationModel
 from keystone_mpi.records.programs import is_program
 from keystone_mpi.sweeps.fingerprint import fingerprint_difference
@@ -204,7 +204,7 @@ class RunPlan:
         """Return the pending tasks, lazily and in dispatch order."""
         return PlanSource(self, self.to_run)
 
-    def pending_rows(self) -> Iterator[NDArray[np.int64]]:
+    def pending_rows(self) -> Iterator[NDArray[np.int64] | range]:
         """Rows to run, in chunks; row order, or priority order where priorities differ by task."""
         if self.sweep.options.priority.param:
             rows = np.concatenate([*self._pending_base_rows(), *self._added_rows(), np.empty(0, np.int64)])
@@ -231,9 +231,9 @@ class RunPlan:
             if len(rows):
                 yield rows
 
-    def _added_rows(self) -> Iterator[NDArray[np.int64]]:
+    def _added_rows(self) -> Iterator[range]:
         for start in range(self.base_task_count, self.task_count, CHUNK_ROWS):
-            yield np.arange(start, min(start + CHUNK_ROWS, self.task_count), dtype=np.int64)
+            yield range(start, min(start + CHUNK_ROWS, self.task_count))
 
 
 class PlanSource:

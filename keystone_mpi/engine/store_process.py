@@ -5,7 +5,8 @@ waits for it before the end, and losing it loses nothing. A batch costs what it
 costs, and the next one waits until twenty times that long has passed, so that
 writing takes at most a twentieth of the time. End of file on its standard
 input (the master died) ends it. A run that is over before a process would have
-imported h5py needs none: its one batch is written by the master at the end.
+imported h5py needs none: its one batch is written by the master at the end,
+which loads what that takes while it waits for the first tasks.
 
     master --stdin-->  output path, then "final" | (end of file)
     master <--stdout-- {"final": ..., "problem": ...} once per batch, JSON lines
@@ -13,11 +14,13 @@ imported h5py needs none: its one batch is written by the master at the end.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from pathlib import Path
@@ -26,6 +29,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from keystone_mpi.core.errors import KeystoneError
+from keystone_mpi.deferred_numpy import load_numpy
 from keystone_mpi.engine.columns import columns_from_spec
 from keystone_mpi.execution.quick_python import quick_argv
 from keystone_mpi.records.journal import journal_path, read_head
@@ -58,9 +62,11 @@ class StoreClient:
     ----------
     output_path : Path
         The HDF5 file to write; its journal exists.
+    preload : bool
+        This process may have to write the file, soon: load numpy and h5py meanwhile.
     """
 
-    def __init__(self, output_path: Path) -> None:
+    def __init__(self, output_path: Path, *, preload: bool = False) -> None:
         self._output_path = output_path
         self._opened_at = time.monotonic()
         self._process: subprocess.Popen[bytes] | None = None
@@ -68,6 +74,8 @@ class StoreClient:
         self._restarts = 0
         self.problem = ""
         """Why the last batch could not be written; empty: it was."""
+        if preload:
+            threading.Thread(target=_preload, name="keystone-preload", daemon=True).start()
 
     def _start(self) -> subprocess.Popen[bytes]:
         # By vfork (subprocess does): no copy is made of a process that holds MPI's memory.
@@ -172,6 +180,13 @@ class StoreClient:
         if results:
             self.problem = results[-1].problem
         return results
+
+
+def _preload() -> None:
+    """Load what `_Folder.fold` needs; what goes wrong is told by its own import."""
+    with contextlib.suppress(ImportError):
+        load_numpy()
+        import keystone_mpi.records.store.folding  # noqa: F401 - h5py, while the master waits
 
 
 class _Folder:

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
+from keystone_mpi.deferred_numpy import np
 from keystone_mpi.records.entries import AddedTask
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 PROGRAM_FORMAT = 1
 _MARK = b'{"program":'

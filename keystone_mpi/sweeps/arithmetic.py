@@ -12,8 +12,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
+from keystone_mpi.deferred_numpy import np
 from keystone_mpi.sweeps.values import LARGEST_INT, Kind
 
 CONSTANTS: dict[str, Any] = {
@@ -24,16 +23,10 @@ CONSTANTS: dict[str, Any] = {
     "True": True,
     "False": False,
 }
-FLOAT_FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "sqrt": np.sqrt,
-    "exp": np.exp,
-    "log": np.log,
-    "log10": np.log10,
-    "sin": np.sin,
-    "cos": np.cos,
-    "tan": np.tan,
-}
-ROUNDERS: dict[str, Callable[..., Any]] = {"floor": np.floor, "ceil": np.ceil, "round": np.rint}
+FLOAT_FUNCTIONS = ("sqrt", "exp", "log", "log10", "sin", "cos", "tan")
+"""Called as numpy calls them."""
+ROUNDERS = {"floor": "floor", "ceil": "ceil", "round": "rint"}
+"""Name -> numpy's name."""
 FUNCTIONS = ("abs", "min", "max", *FLOAT_FUNCTIONS, *ROUNDERS)
 
 NOT_IN_LANGUAGE: dict[type[ast.AST], str] = {
@@ -71,14 +64,15 @@ FOREIGN_SYMBOLS: dict[type[ast.operator], str] = {
     ast.RShift: ">>",
     ast.MatMult: "@",
 }
-COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
-    ast.Eq: np.equal,
-    ast.NotEq: np.not_equal,
-    ast.Lt: np.less,
-    ast.LtE: np.less_equal,
-    ast.Gt: np.greater,
-    ast.GtE: np.greater_equal,
+COMPARISONS: dict[type[ast.cmpop], str] = {
+    ast.Eq: "equal",
+    ast.NotEq: "not_equal",
+    ast.Lt: "less",
+    ast.LtE: "less_equal",
+    ast.Gt: "greater",
+    ast.GtE: "greater_equal",
 }
+"""Operator -> numpy's name."""
 
 
 def in_words(message: str) -> str:

@@ -17,9 +17,8 @@ import math
 from fractions import Fraction
 from typing import Protocol
 
-import numpy as np
-
 from keystone_mpi.core.errors import SweepFileError
+from keystone_mpi.deferred_numpy import np
 from keystone_mpi.sweeps.spec import AxisSpec
 from keystone_mpi.sweeps.values import Array, Kind, Value, to_array, typed_column
 

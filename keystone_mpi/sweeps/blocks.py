@@ -15,9 +15,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-import numpy as np
-
 from keystone_mpi.core.errors import SweepFileError
+from keystone_mpi.deferred_numpy import np
 from keystone_mpi.sweeps.axes import Axis
 from keystone_mpi.sweeps.spec import RowsSpec, SampleSpec
 from keystone_mpi.sweeps.values import LARGEST_INT, Array, Kind, Value, to_array

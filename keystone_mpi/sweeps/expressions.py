@@ -26,13 +26,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from keystone_mpi.core.errors import SweepFileError
+from keystone_mpi.deferred_numpy import np
 from keystone_mpi.sweeps.arithmetic import (
     COMPARISONS,
     CONSTANTS,
-    FLOAT_FUNCTIONS,
     FOREIGN_SYMBOLS,
     FUNCTIONS,
     KIND_WORDS,
@@ -359,7 +357,7 @@ class _Compiler:
     def _link(self, operator: ast.cmpop, left: _Node, right: _Node) -> _Node:
         if type(operator) not in COMPARISONS:
             raise self.error("`is` is not part of the arithmetic that is allowed here", "write ==")
-        function = COMPARISONS[type(operator)]
+        function: Callable[[Any, Any], Any] = getattr(np, COMPARISONS[type(operator)])
         text = [node.kind == "str" for node in (left, right)]
         if any(text):
             if not all(text):
@@ -436,9 +434,9 @@ class _Compiler:
         if name in ROUNDERS:
             if only.kind == "int":
                 return only
-            rounder = ROUNDERS[name]
+            rounder = getattr(np, ROUNDERS[name])
             return _Node("int", lambda c: to_whole(rounder(first(c))), names, True)
-        function = FLOAT_FUNCTIONS[name]
+        function = getattr(np, name)
         return _Node("float", lambda c: function(np.asarray(first(c), np.float64)), names, True)
 
 

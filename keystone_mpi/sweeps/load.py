@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import cast
 
 import msgspec
-import numpy as np
 
 from keystone_mpi.core.errors import SweepFileError
+from keystone_mpi.deferred_numpy import np
 from keystone_mpi.sweeps.blocks import Block
 from keystone_mpi.sweeps.checking import TemplateChecker
 from keystone_mpi.sweeps.command import (

@@ -19,10 +19,9 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import numpy as np
-
 from keystone_mpi.core.errors import InternalError, SweepFileError
 from keystone_mpi.core.model import RetryBudget
+from keystone_mpi.deferred_numpy import np
 from keystone_mpi.sweeps.reading import Section
 from keystone_mpi.sweeps.spec import Option, TaskSpec
 from keystone_mpi.sweeps.values import Array, Kind, Value, describe, near_match

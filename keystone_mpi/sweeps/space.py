@@ -23,9 +23,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from keystone_mpi.core.errors import SweepFileError
+from keystone_mpi.deferred_numpy import np
 from keystone_mpi.sweeps.axes import make_axis
 from keystone_mpi.sweeps.blocks import AxisBlock, Block, RowsBlock, SampleBlock
 from keystone_mpi.sweeps.expressions import Expression, PointError, compile_expression

@@ -16,9 +16,9 @@ from functools import cached_property
 from pathlib import Path
 
 import msgspec
-import numpy as np
 
 from keystone_mpi.core.model import TaskRequest
+from keystone_mpi.deferred_numpy import np
 from keystone_mpi.sweeps.options import option_value
 from keystone_mpi.sweeps.space import Space
 from keystone_mpi.sweeps.spec import Option, TaskSpec

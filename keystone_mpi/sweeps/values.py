@@ -13,20 +13,22 @@ import difflib
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import msgspec
-import numpy as np
-import numpy.typing as npt
 
 from keystone_mpi.core.errors import SweepFileError
+from keystone_mpi.deferred_numpy import np
 from keystone_mpi.tools.render import RESERVED_NAMES
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 Kind = Literal["int", "float", "str", "bool"]
 Value = bool | int | float | str
-Array = npt.NDArray[Any]
+Array: TypeAlias = "npt.NDArray[Any]"
 
-DTYPES: dict[Kind, Any] = {"int": np.int64, "float": np.float64, "str": np.object_, "bool": np.bool_}
+DTYPES: dict[Kind, Any] = {"int": "int64", "float": "float64", "str": "object", "bool": "bool"}
 LARGEST_INT = 2**63 - 1
 REPLICATE = "replicate"
 """Column of the replicates when ``repeat > 1``; it varies fastest."""

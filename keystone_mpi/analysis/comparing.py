@@ -97,7 +97,7 @@ def compare(
     columns = {name: a.values(name) for name in shared}
 
     def params(row: int) -> dict[str, Any]:
-        return {name: _plain(values[row]) for name, values in columns.items()}
+        return {name: plain(values[row]) for name, values in columns.items()}
 
     def change(position: int, left: Any, right: Any, difference: float, scale: float) -> Change:
         known = math.isfinite(difference)
@@ -177,7 +177,7 @@ def _differences(
     nan = np.full(count, np.nan)
     numeric = left.dtype.kind in "biuf" and right.dtype.kind in "biuf"
     if not numeric:
-        same = [_plain(x) == _plain(y) for x, y in zip(left.tolist(), right.tolist(), strict=True)]
+        same = [plain(x) == plain(y) for x, y in zip(left.tolist(), right.tolist(), strict=True)]
         return ~np.array(same, bool), nan, nan
     if left.shape[1:] != right.shape[1:]:
         return np.ones(count, bool), nan, nan
@@ -204,7 +204,8 @@ def _differences(
     return beyond.any(axis=1), gap[rows, worst], np.abs(x)[rows, worst]
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Return a Python number for a numpy scalar, anything else as it is."""
     return value.item() if hasattr(value, "item") else value
 
 
@@ -212,5 +213,5 @@ def _shown(value: Any) -> Any:
     """Return a value for the reader: arrays by their shape only, missing ones as None."""
     if getattr(value, "shape", ()):
         return f"array {' x '.join(map(str, value.shape))}"
-    plain = _plain(value)
-    return None if isinstance(plain, float) and math.isnan(plain) else plain
+    shown = plain(value)
+    return None if isinstance(shown, float) and math.isnan(shown) else shown

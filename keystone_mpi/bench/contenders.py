@@ -121,7 +121,7 @@ def all_contenders(scratch: Path, program: list[str], slots: int, *, numbered: b
     floor, floor_name = build_floor(scratch)
     mpiexec = mpiexec_path()
 
-    def floor_command(count: int, folder: Path) -> list[str]:  # noqa: ARG001
+    def floor_command(count: int, folder: Path) -> list[str]:  # noqa: ARG001 - as the other contenders
         return [*floor, str(count), str(slots), *program]
 
     def xargs_command(count: int, folder: Path) -> list[str]:

@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
@@ -53,8 +54,10 @@ def run_checks(checks: list[tuple[str, Callable[[], Check]]]) -> Iterator[Check]
     for name, check in checks:
         try:
             yield check()
-        except Exception as error:
-            yield Check(name, "fail", f"the check broke: {type(error).__name__}: {error}")
+        except Exception as error:  # a check that breaks is a finding, too, and the others still count
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            where = f"{Path(frame.filename).name}:{frame.lineno}"
+            yield Check(name, "fail", f"the check broke: {type(error).__name__}: {error} ({where})")
 
 
 def machine_checks(folder: Path) -> list[tuple[str, Callable[[], Check]]]:

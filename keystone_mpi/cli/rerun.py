@@ -122,7 +122,7 @@ def _run(launch: Launch, argv: tuple[str, ...], environment: dict[bytes, bytes])
     stdin = None
     try:
         if launch.stdin:
-            stdin = open(launch.stdin, "rb")  # noqa: SIM115
+            stdin = open(launch.stdin, "rb")  # noqa: SIM115 - closed with the solver
         process = subprocess.Popen(argv, cwd=launch.cwd, env=environment, stdin=stdin)
     except OSError as error:
         if error.filename == launch.stdin and launch.stdin:
@@ -154,7 +154,7 @@ class _Passing:
         for number, handler in self._saved.items():
             signal.signal(number, handler)
 
-    def _forward(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+    def _forward(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - a signal handler's
         self._send(number)
 
 

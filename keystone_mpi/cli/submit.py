@@ -84,7 +84,7 @@ def command(
         click.echo(f"keystone-mpi: warning: {file}: {warning}", err=True)
     output_path = Path.cwd() / (output or f"{sweep.name}.h5")
     settings = profile.JobSettings(
-        **chosen,  # type: ignore[arg-type]
+        **chosen,  # type: ignore[arg-type] # click has checked them
         time_s=None if time is None else parse_limit(time, "--time"),
         launcher=launcher,
         options=_joined_options(sbatch_options),

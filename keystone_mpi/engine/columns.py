@@ -62,7 +62,7 @@ class NoColumns:
         """Return nothing that old rows would lack."""
         return {}
 
-    def columns(self, start: int, stop: int) -> dict[str, NDArray[Any]]:  # noqa: ARG002
+    def columns(self, start: int, stop: int) -> dict[str, NDArray[Any]]:  # noqa: ARG002 - of the protocol
         """Return no column."""
         return {}
 

@@ -63,11 +63,6 @@ class SlotPool:
         self.staying: set[int] = set()
         """Recipes whose attempts stay for long (function processes): nothing may queue behind them."""
 
-    @property
-    def mean_s(self) -> float | None:
-        """Smoothed duration of recent attempts."""
-        return self._mean_s
-
     def queue_depth(self) -> int:
         """How many orders one slot process may hold, the running one included."""
         if self._mean_s is None or self._mean_s >= QUEUE_AHEAD_S:

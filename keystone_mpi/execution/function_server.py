@@ -125,7 +125,7 @@ class _Output(io.TextIOBase):
         self._text = ""
 
     @property
-    def encoding(self) -> str:  # type: ignore[override]
+    def encoding(self) -> str:  # type: ignore[override] # a plain attribute there
         """What text is sent as."""
         return "utf-8"
 

@@ -23,7 +23,7 @@ import traceback
 import msgspec
 
 from keystone_mpi.execution.environment import environment_before_launch, scrub
-from keystone_mpi.execution.processes import become_subreaper, descendants, signal_each
+from keystone_mpi.execution.processes import become_subreaper, descendants, ignore_in_python, signal_each
 from keystone_mpi.execution.slot_messages import (
     FromLauncher,
     LauncherTrouble,
@@ -84,7 +84,7 @@ class Launcher:
         self._hopeless: set[int] = set()
         """Orphans that SIGKILL does not end (they hang in the kernel)."""
         self._wakeup_fd, self._wakeup_write_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        signal.signal(signal.SIGCHLD, _ignore_in_python)
+        signal.signal(signal.SIGCHLD, ignore_in_python)
         signal.set_wakeup_fd(self._wakeup_write_fd, warn_on_full_buffer=False)
         self._scratch_roots: set[str] = set()
 
@@ -228,10 +228,6 @@ class Launcher:
             select.select([self._wakeup_fd], [], [], _KILL_AGAIN_S)
         for root in self._scratch_roots:
             _remove_tree(root)
-
-
-def _ignore_in_python(_number: int, _frame: object) -> None:
-    """Stand in for SIGCHLD's handler: only with one does the signal reach the wakeup pipe."""
 
 
 def _remove_tree(path: str) -> None:

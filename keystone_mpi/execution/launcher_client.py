@@ -26,7 +26,6 @@ from collections.abc import Sequence
 import msgspec
 
 from keystone_mpi.core.errors import ClusterError, InternalError
-from keystone_mpi.core.model import AttemptReport, Outcome, Why
 from keystone_mpi.execution import slot_messages
 from keystone_mpi.execution.launcher_command import launcher_argv
 from keystone_mpi.execution.preparations import Preparations
@@ -41,6 +40,8 @@ from keystone_mpi.execution.slot_events import (
     RecipePrepared,
     SlotEvent,
     SlotLost,
+    last_line,
+    worker_lost,
 )
 from keystone_mpi.execution.slot_messages import (
     CancelOrder,
@@ -381,7 +382,7 @@ class LauncherClient:
                         state.stopped = True
                         self.left_behind += message.left_behind
                     case SlotTrouble():
-                        state.trouble = message.traceback.strip().splitlines()[-1]
+                        state.trouble = message.traceback.strip()
                     case _:
                         raise InternalError(f"unknown message {message!r} from slot {number}")
         if state.channel.closed:
@@ -421,7 +422,7 @@ class LauncherClient:
                         self._tell_all(message)
                     self._events.append(RecipePrepared(message.recipe, message.error))
                 case LauncherTrouble():
-                    self._trouble = message.traceback.strip().splitlines()[-1]
+                    self._trouble = message.traceback.strip()
                 case _:
                     raise InternalError(f"unknown message {message!r} from the launcher")
 
@@ -435,7 +436,7 @@ class LauncherClient:
     def _bury(self, number: int, state: SlotState) -> None:
         reason = "its slot process is gone" if state.ended is None else state.ended.reason()
         if state.trouble and not (state.ended is not None and state.ended.error):
-            reason = f"its slot process failed: {state.trouble}"
+            reason = f"its slot process failed: {last_line(state.trouble)}"
         self._lose(number, reason)
 
     def _lose(self, number: int, reason: str) -> None:
@@ -453,9 +454,7 @@ class LauncherClient:
             return
         if keys and keys[0] not in state.never_sent:
             index, attempt = keys.pop(0)
-            report = AttemptReport(
-                index, attempt, Outcome.WORKER_LOST, finished=time.time(), why=Why.LOST_WORKER, error=reason
-            )
+            report = worker_lost(index, attempt, reason, state.trouble or self._trouble)
             self._events.append(AttemptFinished(number, report))
         if keys:
             self._events.append(OrdersReturned(number, keys))
@@ -474,16 +473,16 @@ class LauncherClient:
                 self._process.kill()
                 status = self._process.wait()
         self._process = None
-        reason = self._trouble or (
+        reason = last_line(self._trouble) or (
             f"the launcher was killed (signal {-status})" if status < 0 else f"the launcher ended ({status})"
         )
-        self._trouble = ""
         for number in list(self._slots):
             state = self._slots[number]
             if not state.channel.closed:
                 self._hear_slot(number, state)
         for number in list(self._slots):
             self._lose(number, reason)
+        self._trouble = ""
         self._sweep()
         if self._closing:
             return

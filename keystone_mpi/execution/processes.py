@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterable
 RUN_TAG = "KEYSTONE_RUN"
 WORKER_TAG = "KEYSTONE_WORKER"
 EPOCH_TAG = "KEYSTONE_EPOCH"
-EPOCH_TAG = "KEYSTONE_EPOCH"
 
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_SET_TIMERSLACK = 29
@@ -260,3 +259,7 @@ def _sweep(matches: _Match, limit_s: float) -> int:
         if time.monotonic() >= end:
             return len(_matching(matches))
         time.sleep(0.01)
+
+
+def ignore_in_python(_number: int, _frame: object) -> None:
+    """Stand in for SIGCHLD's handler: only with one does the signal reach the wakeup pipe."""

@@ -6,9 +6,11 @@ in exactly one `OrdersReturned`.
 
 from __future__ import annotations
 
+import time
+
 import msgspec
 
-from keystone_mpi.core.model import AttemptReport
+from keystone_mpi.core.model import AttemptReport, Outcome, Why
 
 
 class AttemptStarted(msgspec.Struct, frozen=True):
@@ -72,3 +74,24 @@ SlotEvent = (
     | SlotLost
     | LauncherRestarted
 )
+
+_TRACEBACK_CHARACTERS = 4096
+"""Of a defect of ours, in the report of the attempt that it cost."""
+
+
+def worker_lost(index: int, attempt: int, reason: str, traceback: str) -> AttemptReport:
+    """Report an attempt whose slot process is gone; a traceback of ours goes where output goes."""
+    return AttemptReport(
+        index,
+        attempt,
+        Outcome.WORKER_LOST,
+        finished=time.time(),
+        why=Why.LOST_WORKER,
+        error=reason,
+        stderr_tail=traceback[-_TRACEBACK_CHARACTERS:],
+    )
+
+
+def last_line(traceback: str) -> str:
+    """Return what a traceback says in one line; empty for none."""
+    return traceback.rstrip().rpartition("\n")[2]

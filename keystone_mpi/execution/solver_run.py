@@ -23,7 +23,7 @@ from typing import Protocol
 from keystone_mpi.core.model import Outcome
 from keystone_mpi.execution.capture import OutputStream
 from keystone_mpi.execution.memory_watch import MemoryWatch, text_of_bytes
-from keystone_mpi.execution.processes import descendants, signal_each
+from keystone_mpi.execution.processes import descendants, ignore_in_python, signal_each
 
 LEFTOVER_GRACE_S = 1.0
 """What a solver leaves behind gets this long after TERM."""
@@ -109,7 +109,7 @@ class SolverRun:
         self._pid_of_slot = os.getpid()
         self._null_fd = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         self._wakeup_fd, wakeup_write_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        signal.signal(signal.SIGCHLD, _ignore_in_python)
+        signal.signal(signal.SIGCHLD, ignore_in_python)
         signal.set_wakeup_fd(wakeup_write_fd, warn_on_full_buffer=False)
         self._came_to_all = 0
         """Signal to the whole job that came during the attempt; 0: none."""
@@ -284,8 +284,12 @@ class SolverRun:
 
     def _look_for_signal_to_all(self, status: int) -> None:
         """Tell a solver that failed because the whole job was signalled from one that failed by itself."""
-        if os.WIFSIGNALED(status) and os.WTERMSIG(status) in _TO_ALL and not self._came_to_all:
-            time.sleep(_TO_ALL_PATIENCE_S)
+        if os.WIFSIGNALED(status) and os.WTERMSIG(status) in _TO_ALL:
+            until = time.monotonic() + _TO_ALL_PATIENCE_S
+            while not self._came_to_all and (left_s := until - time.monotonic()) > 0:
+                # Ours may come a little later; its handler runs when the wakeup pipe has it.
+                if select.select([self._wakeup_fd], (), (), left_s)[0]:
+                    os.read(self._wakeup_fd, 512)
         if self._came_to_all:
             self._limited = True
             self.verdict = Outcome.INTERRUPTED
@@ -366,7 +370,3 @@ class SolverRun:
                 self.left_behind = len(tree)
         next_of_host = self._host.on_time(now)
         self._wake_at = min(next_of_host, self._deadline, self._look_at, self._kill_at)
-
-
-def _ignore_in_python(_number: int, _frame: object) -> None:
-    """Stand in for SIGCHLD's handler: only with one does the signal reach the wakeup pipe."""

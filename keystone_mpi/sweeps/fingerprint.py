@@ -25,7 +25,7 @@ LONGEST_TEXT = 2000
 _DIGEST = "blake2b:"
 _WRITTEN_SUFFIXES = frozenset(
     f".{name}"
-    for name in "log out err h5 hdf5 nc npy npz vtu vtk pvd xdmf png pdf".split()  # noqa: SIM905
+    for name in "log out err h5 hdf5 nc npy npz vtu vtk pvd xdmf png pdf".split()  # noqa: SIM905 - reads better than a list
 )
 
 

@@ -111,8 +111,8 @@ def typed_column(values: Sequence[object], where: str) -> tuple[Kind, list[Value
         )
     kind = kinds.pop()
     if kind == "float":
-        return kind, [canonical_float(float(value)) for value in values]  # type: ignore[arg-type]
-    return kind, list(values)  # type: ignore[arg-type]
+        return kind, [canonical_float(float(value)) for value in values]  # type: ignore[arg-type] # `kind` says so
+    return kind, list(values)  # type: ignore[arg-type] # `kind` says so
 
 
 def _checked_kind(value: object, where: str) -> Kind:
@@ -178,18 +178,3 @@ def to_array(kind: Kind, values: Sequence[Value]) -> Array:
         column[:] = values
         return column
     return np.array(values, dtype=DTYPES[kind])
-
-
-def kind_of_array(column: Array) -> Kind:
-    """Return the kind that a numpy column holds."""
-    match column.dtype.kind:
-        case "b":
-            return "bool"
-        case "i" | "u":
-            return "int"
-        case "f":
-            return "float"
-        case "O" | "U" | "T":
-            return "str"
-        case other:
-            raise TypeError(f"no parameter column has dtype kind {other!r}")

@@ -34,11 +34,11 @@ class CommandTool:
     results = "JSON on stdout, $KEYSTONE_RESULT, [collect]"
     keys = ("command", "shell")
 
-    def default_workdir(self, keys: Keys) -> str:  # noqa: ARG002
+    def default_workdir(self, keys: Keys) -> str:  # noqa: ARG002 - of the protocol
         """Return that its tasks may share the start folder."""
         return "none"
 
-    def find(self, keys: Keys | None = None, *, version: bool = False) -> Finding:  # noqa: ARG002
+    def find(self, keys: Keys | None = None, *, version: bool = False) -> Finding:  # noqa: ARG002 - of the protocol
         """Return that there is nothing to find."""
         return Finding(found=True, detail="whatever is on PATH")
 

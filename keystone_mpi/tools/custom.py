@@ -48,11 +48,11 @@ class CustomTool:
     def __init__(self, name: str) -> None:
         self.name = name
 
-    def default_workdir(self, keys: Keys) -> str:  # noqa: ARG002
+    def default_workdir(self, keys: Keys) -> str:  # noqa: ARG002 - of the protocol
         """Return that its tasks may share the start folder."""
         return "none"
 
-    def find(self, keys: Keys | None = None, *, version: bool = False) -> Finding:  # noqa: ARG002
+    def find(self, keys: Keys | None = None, *, version: bool = False) -> Finding:  # noqa: ARG002 - of the protocol
         """Return that nobody knows."""
         return Finding(found=True)
 

@@ -43,11 +43,11 @@ class FenicsxTool:
     results = "report_result(...), JSON on stdout, $KEYSTONE_RESULT, [collect]"
     keys = ("script", "python")
 
-    def default_workdir(self, keys: Keys) -> str:  # noqa: ARG002
+    def default_workdir(self, keys: Keys) -> str:  # noqa: ARG002 - of the protocol
         """Return that its tasks may share the start folder."""
         return "none"
 
-    def find(self, keys: Keys | None = None, *, version: bool = False) -> Finding:  # noqa: ARG002
+    def find(self, keys: Keys | None = None, *, version: bool = False) -> Finding:  # noqa: ARG002 - of the protocol
         """Look for an interpreter that has dolfinx."""
         named = keys.text("python") if keys is not None else ""
         tried: list[str] = []

@@ -31,7 +31,7 @@ class LammpsTool:
     results = 'the last thermo row, thermo = "table" for all of it, KEYSTONE_RESULT {...} lines, [collect]'
     keys = ("script", "program", "arguments", "thermo")
 
-    def default_workdir(self, keys: Keys) -> str:  # noqa: ARG002
+    def default_workdir(self, keys: Keys) -> str:  # noqa: ARG002 - of the protocol
         """Return that its tasks may share the start folder."""
         return "none"
 

@@ -61,7 +61,7 @@ class LammpsLog:
             if self._style or line.startswith(_BEFORE_HEADER):
                 self._line(line)
 
-    def finish(self, folder: str) -> Mapping[str, Any]:  # noqa: ARG002
+    def finish(self, folder: str) -> Mapping[str, Any]:  # noqa: ARG002 - of the protocol
         """Return the results."""
         if self._carry:
             self.feed(b"\n")

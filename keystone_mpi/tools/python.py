@@ -31,11 +31,11 @@ class PythonTool:
     results = "report_result(...), JSON on stdout, $KEYSTONE_RESULT, [collect]"
     keys = ("script", "python")
 
-    def default_workdir(self, keys: Keys) -> str:  # noqa: ARG002
+    def default_workdir(self, keys: Keys) -> str:  # noqa: ARG002 - of the protocol
         """Return that its tasks may share the start folder."""
         return "none"
 
-    def find(self, keys: Keys | None = None, *, version: bool = False) -> Finding:  # noqa: ARG002
+    def find(self, keys: Keys | None = None, *, version: bool = False) -> Finding:  # noqa: ARG002 - of the protocol
         """Return the interpreter."""
         python = keys.text("python", sys.executable) if keys is not None else sys.executable
         return Finding(found=True, where=python, detail=f"Python {sys.version.split()[0]}")

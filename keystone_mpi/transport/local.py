@@ -169,11 +169,6 @@ class LocalMaster:
         """See `MasterEnd`."""
         self._waiter.wake()
 
-    @property
-    def wakeup_fileno(self) -> int:
-        """Descriptor whose readability ends a `receive`."""
-        return self._waiter.wakeup_fileno
-
     def close(self) -> None:
         """See `MasterEnd`."""
         self._waiter.close()

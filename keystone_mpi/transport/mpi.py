@@ -306,11 +306,6 @@ class MpiMaster:
         """See `MasterEnd`."""
         self._waiter.wake()
 
-    @property
-    def wakeup_fileno(self) -> int:
-        """Descriptor whose readability ends a `receive`."""
-        return self._waiter.wakeup_fileno
-
     def close(self) -> None:
         """See `MasterEnd`."""
         self._port.flush(timeout_s=5.0)

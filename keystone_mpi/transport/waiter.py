@@ -28,11 +28,6 @@ class Waiter:
         # Reentrant: a signal handler may call `wake` in the thread that is just doing so.
         self._lock = threading.RLock()
 
-    @property
-    def wakeup_fileno(self) -> int:
-        """Descriptor that `wake` writes to."""
-        return self._event
-
     def watch(self, fileno: int) -> None:
         """Wait for `fileno` to become readable, too."""
         self._epoll.register(fileno, select.EPOLLIN)

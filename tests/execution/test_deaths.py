@@ -53,6 +53,20 @@ def test_slot_process_killed(bench: Bench) -> None:
     assert bench.run(bench.order("true")).outcome is Outcome.SUCCESS
 
 
+def test_a_defect_of_a_slot_process_shows_its_traceback(bench: Bench) -> None:
+    order = bench.order("sleep", "1000")
+    bench.client.submit(0, [order])
+    bench.wait_for_kind(AttemptStarted)
+    # Whatever else it is told: a second setup is a defect of ours.
+    bench.client._send(bench.client._slots[0], [bench.client._setup])
+    report = bench.report(order)
+    assert report.outcome is Outcome.WORKER_LOST
+    assert report.error == "its slot process failed: ValueError: a slot process is set up once"
+    assert report.stderr_tail.startswith("Traceback (most recent call last)")
+    assert "slot_process.py" in report.stderr_tail
+    assert bench.run(bench.order("true")).outcome is Outcome.SUCCESS
+
+
 def test_idle_slot_process_killed(bench: Bench) -> None:
     assert bench.run(bench.order("true")).outcome is Outcome.SUCCESS
     (slot,) = slot_pids(bench.client)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from keystone_mpi.analysis.comparing import plain
 from keystone_mpi.analysis.failures import FailureGroup
 from keystone_mpi.analysis.run import Run
 from keystone_mpi.analysis.statistics import Attempts, busy_over_time, lanes
@@ -226,7 +227,7 @@ def failure_details(run: Run, groups: list[FailureGroup]) -> list[dict[str, Any]
             examples.append(
                 {
                     "task": task,
-                    "params": {name: _plain(contents.param_at(name, row)) for name in run.params},
+                    "params": {name: plain(contents.param_at(name, row)) for name in run.params},
                     "error": str(contents.fixed_rows("tasks", "error", np.array([row]))[0]),
                     "host": view.host if view else "",
                     "number": view.number if view else 0,
@@ -282,10 +283,6 @@ def workers_table(statistics: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the workers that did anything, the least used first, at most `WORKER_ROWS`."""
     rows = [worker for worker in statistics["workers"] if worker["present_s"] > 0 or worker["attempts"]]
     return sorted(rows, key=lambda worker: worker["utilisation"])[:WORKER_ROWS]
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if hasattr(value, "item") else value
 
 
 def _packed(values: NDArray[Any], dtype: Any) -> str:

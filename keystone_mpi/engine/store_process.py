@@ -44,7 +44,9 @@ SHORTEST_PAUSE_S = 1.0
 DUTY_FACTOR = 20.0
 FINAL_REQUEST = b"final\n"
 RESTARTS = 5
-"""Of a store process that dies, before the file is left to the next start."""
+"""Of a store process that dies before it has written a batch; then the file is left to the next start."""
+KILLED_WITHIN_S = 5.0
+LAST_WORDS_BYTES = 2000
 
 
 class BatchResult(msgspec.Struct, frozen=True):
@@ -70,6 +72,7 @@ class StoreClient:
         self._output_path = output_path
         self._opened_at = time.monotonic()
         self._process: subprocess.Popen[bytes] | None = None
+        self._stderr_fd = -1
         self._buffer = b""
         self._restarts = 0
         self.problem = ""
@@ -78,6 +81,8 @@ class StoreClient:
             threading.Thread(target=_preload, name="keystone-preload", daemon=True).start()
 
     def _start(self) -> subprocess.Popen[bytes]:
+        # Never mpiexec's, which would wait for it to be closed; told when the process dies.
+        self._stderr_fd = os.memfd_create("keystone-store-stderr")
         # By vfork (subprocess does): no copy is made of a process that holds MPI's memory.
         self._process = subprocess.Popen(
             quick_argv(
@@ -87,7 +92,7 @@ class StoreClient:
             ),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,  # never holds mpiexec's; problems come as messages
+            stderr=self._stderr_fd,
             start_new_session=True,
             bufsize=0,
             # numpy's BLAS would start a thread per core of the node, for nothing.
@@ -113,13 +118,24 @@ class StoreClient:
 
     def _restart(self) -> bool:
         """Start another process; False when they die one after the other."""
+        last_words = self._last_words()
         self.close()
         if self._restarts >= RESTARTS:
-            self.problem = f"the store process died {self._restarts + 1} times"
+            self.problem = f"the store process died {self._restarts + 1} times in a row{last_words}"
             return False
         self._restarts += 1
         self._start()
         return True
+
+    def _last_words(self) -> str:
+        """Return what the process that died said last, for a message."""
+        assert self._process is not None
+        code = self._process.poll()
+        how = f" (signal {-code})" if code is not None and code < 0 else ""
+        size_bytes = os.fstat(self._stderr_fd).st_size
+        text = os.pread(self._stderr_fd, LAST_WORDS_BYTES, max(0, size_bytes - LAST_WORDS_BYTES))
+        lines = text.decode(errors="replace").rstrip().splitlines()
+        return f"{how}: {lines[-1]}" if lines else how
 
     def finish(self, timeout_s: float) -> BatchResult:
         """Have the last batch written and the process ended.
@@ -163,7 +179,10 @@ class StoreClient:
         """End the process at once; a batch that is being written leaves no trace."""
         if self._process is not None:
             self._process.kill()
-            self._process.communicate()
+            # One that hangs in the kernel, on a dead mount, goes when that lets it.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.communicate(timeout=KILLED_WITHIN_S)
+            os.close(self._stderr_fd)
             self._process = None
 
     def _read(self, process: subprocess.Popen[bytes], timeout_s: float) -> list[BatchResult] | None:
@@ -179,6 +198,7 @@ class StoreClient:
         results = [msgspec.json.decode(line, type=BatchResult) for line in lines]
         if results:
             self.problem = results[-1].problem
+            self._restarts = 0
         return results
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from keystone_mpi.analysis.run import Run, open_run
+    from keystone_mpi.core.errors import RunInterruptedError
     from keystone_mpi.parallel_executor import BatchProcessor, KeystoneExecutor, ParallelExecutor, TaskResult
     from keystone_mpi.task_pipeline import TaskPipeline, TaskStatus
 
@@ -20,6 +21,7 @@ _EXPORTS = {
     "KeystoneExecutor": "keystone_mpi.parallel_executor",
     "ParallelExecutor": "keystone_mpi.parallel_executor",
     "Run": "keystone_mpi.analysis.run",
+    "RunInterruptedError": "keystone_mpi.core.errors",
     "TaskPipeline": "keystone_mpi.task_pipeline",
     "TaskResult": "keystone_mpi.parallel_executor",
     "TaskStatus": "keystone_mpi.task_pipeline",
@@ -28,8 +30,8 @@ _EXPORTS = {
 """Public name -> module that it is loaded from when it is first used."""
 
 __all__ = [
-    "BatchProcessor", "KeystoneExecutor", "ParallelExecutor", "Run", "TaskPipeline", "TaskResult",
-    "TaskStatus", "__version__", "open_run",
+    "BatchProcessor", "KeystoneExecutor", "ParallelExecutor", "Run", "RunInterruptedError",
+    "TaskPipeline", "TaskResult", "TaskStatus", "__version__", "open_run",
 ]  # fmt: skip
 
 

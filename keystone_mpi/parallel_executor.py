@@ -20,17 +20,18 @@ from functools import partial
 from types import TracebackType
 from typing import Any
 
-from keystone_mpi.core.errors import RequestError
-from keystone_mpi.engine.calls import CallCrashedError, CallFuture, RemoteError
+from keystone_mpi.allocation_end import deadline_of_program
+from keystone_mpi.core.errors import RequestError, RunInterruptedError
+from keystone_mpi.engine.call_futures import CallCrashedError, CallFuture, RemoteError
 from keystone_mpi.engine.executor import KeystoneExecutor, check_workers, chunks_of, run_chunk
-from keystone_mpi.engine.program import PROGRAM
-from keystone_mpi.engine.task_requests import grid_points
+from keystone_mpi.engine.program import PROGRAM, check_callback
 from keystone_mpi.execution.environment import launcher_environment
 
 __all__ = [
     "BatchProcessor", "CallCrashedError", "KeystoneExecutor", "ParallelExecutor", "RemoteError",
     "TaskResult",
 ]  # fmt: skip
+PROGRAM.find_deadline = deadline_of_program
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +119,10 @@ class ParallelExecutor:
             Some are not done in time; they run on.
         RequestError
             A task is no such dict; nothing was run.
+        RunInterruptedError
+            Not all were run: the engine was drained, or the allocation ends.
         """
+        check_callback(callback)
         checked = [_check_function_task(task, position) for position, task in enumerate(tasks)]
         futures = [
             self._submit(func, args, kwargs, f"task {task_id!r}") for task_id, func, args, kwargs in checked
@@ -131,6 +135,9 @@ class ParallelExecutor:
             if callback is not None:
                 PROGRAM.callbacks.run(partial(callback, result))
         _settle_callbacks(callback)
+        for result in found.values():
+            if isinstance(result.exception, RunInterruptedError):
+                raise result.exception
         return [found[future] for future in futures]
 
     def execute_map(
@@ -151,6 +158,7 @@ class ParallelExecutor:
         timeout : float, optional
             Seconds for all of them.
         """
+        check_callback(callback)
         futures = [self._submit(func, (item,), {}, f"item {index}") for index, item in enumerate(items)]
         if callback is None:
             for _ in _done(futures, timeout):
@@ -216,6 +224,9 @@ class BatchProcessor:
         list of dict
             ``{'params', 'status', 'result', 'error', 'duration'}`` in grid order.
         """
+        from keystone_mpi.engine.task_requests import grid_points
+
+        check_callback(callback)
         points = grid_points(param_dict)
         tasks = [{"id": str(k), "func": func, "kwargs": point} for k, point in enumerate(points)]
 
@@ -248,6 +259,7 @@ class BatchProcessor:
         chunk_size : int, optional
             Items that are one call together; None: one each (they travel in batches anyway).
         """
+        check_callback(callback)
         if chunk_size is None or chunk_size == 1:
             return self._executor.execute_map(func, items, callback)
         if isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1:

@@ -17,17 +17,20 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from keystone_mpi.core.errors import RequestError
-from keystone_mpi.engine.pipeline_tasks import PipelineTasks
-from keystone_mpi.engine.program import PROGRAM
+from keystone_mpi.allocation_end import deadline_of_program
+from keystone_mpi.core.errors import KeystoneError, RequestError
+from keystone_mpi.engine.program import PROGRAM, check_callback
 from keystone_mpi.engine.task_records import TaskRecord
 from keystone_mpi.engine.task_reports import TaskStatus, result_of, status_of, workflow_of
-from keystone_mpi.engine.task_requests import CheckedTask, TaskChecker, check_task_dict, grid_points
+
+if TYPE_CHECKING:
+    from keystone_mpi.engine.task_requests import CheckedTask
 
 __all__ = ["TaskPipeline", "TaskStatus"]
 
+PROGRAM.find_deadline = deadline_of_program
 Status = dict[str, Any]
 Callback = Callable[[Status], object]
 
@@ -83,6 +86,10 @@ class TaskPipeline:
         name: str | None = None,
     ) -> None:
         self._hub = PROGRAM.engine(slots)
+        # Not earlier: a worker rank never comes here and needs none of it.
+        from keystone_mpi.engine.pipeline_tasks import PipelineTasks
+        from keystone_mpi.engine.task_requests import TaskChecker
+
         if resume and fresh:
             raise RequestError("resume and fresh exclude each other")
         program = Path(sys.argv[0] or "program").stem or "program"
@@ -193,6 +200,7 @@ class TaskPipeline:
         callback : callable, optional
             Called after each batch with ``{'batch_num', 'batch_size', 'submitted', 'total'}``.
         """
+        check_callback(callback)
         size = self._hub.slots if batch_size is None else batch_size
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise RequestError(f"batch_size must be a whole number, at least 1, not {batch_size!r}")
@@ -228,10 +236,14 @@ class TaskPipeline:
         callback : callable, optional
             As for `submit_batch_workflow`.
         """
+        from keystone_mpi.engine.task_requests import grid_points
+
         tasks = [{"tool": tool, "script": script, "params": point} for point in grid_points(param_grid)]
         return self.submit_batch_workflow(tasks, callback=callback)
 
     def _check_all(self, tasks: Iterable[Mapping[str, Any]]) -> list[CheckedTask]:
+        from keystone_mpi.engine.task_requests import check_task_dict
+
         if isinstance(tasks, Mapping | str):
             raise RequestError("tasks must be a list of dicts, each with 'tool', 'script' and 'params'")
         checked = []
@@ -274,36 +286,9 @@ class TaskPipeline:
         to the last end of these tasks (``elapsed_s``), ``efficiency`` is that
         over the slots they could use (``usable_slots``).
         """
-        import numpy as np
+        from keystone_mpi.pipeline_statistics import statistics_of
 
-        from keystone_mpi.analysis.statistics import Attempts, Workers, compute_statistics
-
-        records = self._tasks.find_all(task_ids)
-        ran = [record for record in records if record.attempts and record.is_final]
-        slots = self._hub.worker_slots()
-        count = len(ran)
-        attempts = Attempts(
-            task=np.arange(count),
-            worker=np.full(count, -1),
-            started=np.array([record.started for record in ran], float),
-            finished=np.array([record.finished for record in ran], float),
-            duration_s=np.array([record.duration_s for record in ran], float),
-            cores=np.array([record.cores for record in ran], int),
-            epoch=np.array([0 if record.is_earlier else 1 for record in ran], int),
-        )
-        workers = Workers(
-            slots=np.array(slots, int),
-            epoch=np.ones(len(slots), int),
-            joined=np.zeros(len(slots)),
-            left=np.full(len(slots), np.nan),
-            rank=np.arange(len(slots)),
-        )
-        found = compute_statistics(
-            np.array([int(record.state) for record in records], int), attempts, workers
-        )
-        for name in ("workers", "dispatch_overhead_s", "utilisation"):
-            found.pop(name, None)
-        return found
+        return statistics_of(self._tasks.find_all(task_ids), self._hub.worker_slots())
 
     def health_check(self) -> Status:
         """Return whether the engine works, with its workers, slots, hosts and what waits."""
@@ -348,6 +333,8 @@ class TaskPipeline:
         ------
         TimeoutError
             It has not within `timeout` seconds; it runs on.
+        RunInterruptedError
+            It will not in this start: the engine was drained, or the allocation ends.
         """
         record = self._tasks.find(task_id)
         next(self._tasks.ends([record], timeout))
@@ -387,6 +374,7 @@ class TaskPipeline:
         poll_interval : float
             Bounds how rarely `callback` is called.
         """
+        check_callback(callback)
         records = self._tasks.find_all(task_ids)
 
         def tell_callback() -> None:
@@ -414,6 +402,7 @@ class TaskPipeline:
         poll_interval : float
             Bounds how rarely `callback` is called.
         """
+        check_callback(callback)
         record = self._tasks.find(task_id)
 
         def tell_callback() -> None:
@@ -451,13 +440,22 @@ class TaskPipeline:
             True: what was submitted is finished first. False: what has not
             ended is cancelled. None: wait, unless an exception is on its way
             through the caller (``try: ... finally: pipeline.close()``).
+
+        Raises
+        ------
+        RunInterruptedError
+            Not everything that was waited for could be done in this allocation, or before a drain.
         """
         if wait is None:
             wait = sys.exc_info()[0] is None
         with self._close_lock:
             if self._tasks.closed:
                 return
-            self._tasks.close(wait=wait)
+            try:
+                self._tasks.close(wait=wait)
+            except KeystoneError:  # the engine ended before its tasks; the file is closed all the same
+                PROGRAM.closers.remove(self._end)
+                raise
             PROGRAM.closers.remove(self._end)
         PROGRAM.callbacks.raise_problem()
 
@@ -475,9 +473,8 @@ class TaskPipeline:
 
     def _end(self, failed: bool) -> None:
         """End with the program; it is not closed yet."""
-        reason = str(self._hub.problem or "the program ended with an error")
         if failed:
-            self._tasks.finish(interrupted=True, reason=reason)
+            self._tasks.finish(interrupted=True, reason="the program ended with an error")
         else:
             self._tasks.close(wait=True)
 

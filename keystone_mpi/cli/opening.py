@@ -1,8 +1,8 @@
 """How the commands that read a run get at it.
 
 Rule: reading takes no lock and disturbs nothing. A file that is not there is
-told with what there is instead. A run that died is brought to its end first,
-as its next start would do.
+told with what there is instead. A run that is known to have died is brought to
+its end first, as its next start would do; one that is only silent is let alone.
 
     path --find_output--> results file --open_run--> RunView
                                        --open_recovered--> RunView, what was done
@@ -11,6 +11,7 @@ as its next start would do.
 from __future__ import annotations
 
 import difflib
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,28 +61,43 @@ def open_recovered(path: Path) -> tuple[RunView, str, str]:
     view : RunView
         The run as it is now.
     phase : str
-        What it was before: ``running``, ``complete``, ``interrupted`` or ``died``.
+        What it was before: ``running``, ``complete``, ``interrupted``, ``died``
+        or ``silent`` (whether it died cannot be known from here).
     recovery : str
         What was done about its journal; empty when there was nothing to do.
     """
     from keystone_mpi.engine.columns import columns_from_spec
     from keystone_mpi.records.view import recover
+    from keystone_mpi.slurm.allocation import job_is_gone
 
     view = open_run(path)
     phase = view.phase
     if not view.needs_recovery:
         return view, phase, ""
+    missing: list[str] = []
     try:
-        if not recover(find_output(path), columns_from_spec):
-            # Another process is at it, or the run was continued this very moment.
+        if not recover(find_output(path), columns_from_spec, is_gone=job_is_gone, notice=missing.append):
+            # Another process is at it, the run was continued this very moment, or its master may live.
             view.close()
             view = open_run(path)
-            return view, view.phase, ""
+            return view, *_silence(view)
     except (OSError, ClusterError) as error:
         # Reading works all the same: file and journal together hold everything.
         return view, phase, f"its journal is not in the file yet ({error}); the next start does it"
     view.close()
-    return open_run(path), phase, "its journal is in the file now: nothing that was recorded is lost"
+    done = "; ".join(missing) or "nothing that was recorded is lost"
+    return open_run(path), phase, f"its journal is in the file now: {done}"
+
+
+def _silence(view: RunView) -> tuple[str, str]:
+    """Return the phase of a run that was not recovered, and what to say of it."""
+    if not view.is_silent or view.lease is None:
+        return view.phase, ""
+    silent_s = max(0.0, time.time() - view.lease.stamp)
+    return "silent", (
+        f"{view.lease.holder()} was last heard of {wording.duration(silent_s)} ago: it is dead, suspended, "
+        "or cut off from the disk. Its journal is left alone; all that was recorded is shown here"
+    )
 
 
 def _is_hdf5(path: Path) -> bool:

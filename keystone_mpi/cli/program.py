@@ -3,7 +3,8 @@
 Rule: the program sees what it would see under ``python PROGRAM.py``: its
 arguments, its folder first on the import path, itself as ``__main__``. An
 uncaught exception is printed and stops everything within seconds; ``sys.exit``
-means what it always means. TERM is an orderly stop: what is recorded is safe.
+means what it always means. TERM before the engine's start ends the program;
+later it is the engine's (engine/program_stop.py).
 
     rank 0 --> runpy --> end of the program --> PROGRAM.end --> exit code
     other ranks --> end_worker_rank
@@ -24,6 +25,7 @@ TERMINATED = 128 + signal.SIGTERM
 
 def run_program(argv: list[str]) -> NoReturn:
     """Run ``argv[0]`` with the arguments that follow."""
+    from keystone_mpi.core.errors import RunInterruptedError
     from keystone_mpi.execution.environment import launcher_environment
 
     promised = launcher_environment()
@@ -36,6 +38,8 @@ def run_program(argv: list[str]) -> NoReturn:
         from keystone_mpi.cli.main import report_error
 
         _leave(report_error(f"{path}: no such program"), failed=True)
+    from keystone_mpi.engine.program_exit import exit_code_of
+
     sys.argv[:] = argv
     sys.path[0] = os.path.dirname(os.path.abspath(path))
     signal.signal(signal.SIGTERM, _terminate)
@@ -45,9 +49,8 @@ def run_program(argv: list[str]) -> NoReturn:
     except SystemExit as request:
         code = _code_of(request)
         failed = code != 0
-    except KeyboardInterrupt:
-        code, failed = 128 + signal.SIGINT, True
-        sys.stderr.write("keystone_mpi: interrupted; what has ended is in the results file\n")
+    except (KeyboardInterrupt, RunInterruptedError) as error:
+        code, failed = exit_code_of(error), True
     except BaseException as error:  # whatever a program raises ends it as it would end Python
         code, failed = 1, True
         _print(error)
@@ -78,6 +81,7 @@ def _print(error: BaseException) -> None:
 def _leave(code: int, *, failed: bool) -> NoReturn:
     """End the engine, then the process."""
     from keystone_mpi.engine.program import PROGRAM
+    from keystone_mpi.engine.program_exit import exit_code_of
 
     if failed:
         PROGRAM.failed = True
@@ -86,9 +90,6 @@ def _leave(code: int, *, failed: bool) -> NoReturn:
         if PROGRAM.hub is None:
             PROGRAM.send_workers_home()
         PROGRAM.end()
-    except KeyboardInterrupt:
-        code = code or 128 + signal.SIGINT
-    except Exception as error:  # a task's or the cluster's trouble at the very end
-        traceback.print_exception(error)
-        code = code or 1
+    except (KeyboardInterrupt, Exception) as error:  # a task's or the cluster's trouble at the very end
+        code = code or exit_code_of(error)
     sys.exit(code)

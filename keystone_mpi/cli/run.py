@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING
 
 import click
 
+from keystone_mpi.allocation_end import deadline_before, end_of_work
 from keystone_mpi.cli import wording
 from keystone_mpi.cli.main import EXIT_AGAIN, EXIT_OK
 from keystone_mpi.cli.progress import make_observer
 from keystone_mpi.core.errors import UserError
 
 if TYPE_CHECKING:
+    from keystone_mpi.engine.end_watch import EndWatch
     from keystone_mpi.engine.observer import RunClosing
     from keystone_mpi.engine.plan import RunPlan
     from keystone_mpi.engine.ranks import Ranks
@@ -110,7 +112,7 @@ def command(
         resume=resume,
         is_gone=job_is_gone,
     )
-    ends_at = _end(walltime)
+    ends_at = end_of_work(walltime, "--walltime")
     if shard is not None:
         session = _session_of_shard(sweep, session, shard, write=not dry_run)
     if dry_run:
@@ -121,14 +123,9 @@ def command(
     from keystone_mpi.execution.environment import launcher_environment
 
     observer = make_observer(quiet=quiet)
-    deadline = _deadline(ends_at, sweep.recipe.grace_s)
+    deadline = deadline_before(ends_at, sweep.recipe.grace_s)
     if deadline is not None and ends_at is not None and not quiet:
-        left_s = ends_at - time.time()
-        work_s = deadline.stop_at - time.monotonic()
-        observer.notice(
-            f"the allocation ends in {wording.duration(left_s)}: only what is expected to end within "
-            f"{wording.duration(work_s)} is started"
-        )
+        observer.notice(f"the allocation {_ends(ends_at, deadline)}")
     options = RunOptions(
         session=session,
         slots_per_node=slots,
@@ -136,6 +133,7 @@ def command(
         command_line=list(sys.argv),
         deadline=deadline,
         in_batch_job="SLURM_JOB_ID" in os.environ,
+        end_watch=_end_watch(ends_at, walltime, sweep.recipe.grace_s),
     )
     workers = ranks or bring_up(launcher_environment())
     try:
@@ -148,27 +146,39 @@ def command(
     return exit_code(closing, allow_failures)
 
 
-def _end(walltime: str | None) -> float | None:
-    """Return when the allocation ends (seconds since the epoch), as given or as Slurm says; None: unknown."""
-    from keystone_mpi.slurm.allocation import end_of_allocation
+def _ends(ends_at: float, deadline: Deadline) -> str:
+    """Say when the allocation ends and what that means."""
+    left_s = ends_at - time.time()
+    work_s = deadline.stop_at - time.monotonic()
+    return (
+        f"ends in {wording.duration(left_s)}: only what is expected to end within "
+        f"{wording.duration(work_s)} is started"
+    )
+
+
+def _end_watch(ends_at: float | None, walltime: str | None, grace_s: float) -> EndWatch | None:
+    """Return who notices that the time limit of this Slurm job is changed; None: this is none."""
+    from keystone_mpi.engine.end_watch import EndWatch, MovedEnd
+    from keystone_mpi.slurm.allocation import present_end
     from keystone_mpi.slurm.walltime import parse_limit
 
-    ends = [end_of_allocation()]
-    if walltime is not None:
-        ends.append(time.time() + parse_limit(walltime, "--walltime", plain_seconds=True))
-    return min((end for end in ends if end is not None), default=None)
-
-
-def _deadline(ends_at: float | None, grace_s: float) -> Deadline | None:
-    """Return when to drain and when to stop, on the monotonic clock."""
-    from keystone_mpi.engine.stopping import Deadline
-    from keystone_mpi.slurm.walltime import plan_stops
-
-    if ends_at is None:
+    if "SLURM_JOB_ID" not in os.environ:
         return None
-    stops = plan_stops(ends_at - time.time(), grace_s)
-    now = time.monotonic()
-    return Deadline(drain_at=now + stops.drain_s, stop_at=now + stops.stop_s)
+    chosen = None
+    if walltime is not None:
+        chosen = time.time() + parse_limit(walltime, "--walltime", plain_seconds=True)
+
+    def ask() -> float | None:
+        present = present_end()
+        return present if chosen is None else min(chosen, present or chosen)
+
+    def understand(moved_to: float | None) -> MovedEnd:
+        deadline = deadline_before(moved_to, grace_s)
+        if moved_to is None or deadline is None:
+            return MovedEnd(None, "the allocation has no time limit any more")
+        return MovedEnd(deadline, f"the time limit was changed: the allocation {_ends(moved_to, deadline)}")
+
+    return EndWatch(ends_at, ask, understand)
 
 
 def _session_of_shard(sweep: Sweep, whole: SessionOptions, text: str, *, write: bool) -> SessionOptions:

@@ -19,7 +19,7 @@ import msgspec
 from keystone_mpi.cli import wording
 from keystone_mpi.cli.main import EXIT_OK
 from keystone_mpi.cli.opening import open_recovered
-from keystone_mpi.cli.spelling import spell_out
+from keystone_mpi.cli.spelling import index_in_whole, spell_out
 from keystone_mpi.core.errors import UserError
 from keystone_mpi.core.model import Outcome, TaskState, Why
 
@@ -48,7 +48,9 @@ STATE_STYLES = {
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(file: Path, task: str, lines: int, stream: str | None, as_json: bool) -> int:
     """Show everything known of TASK of FILE."""
-    view, _, _ = open_recovered(file)
+    view, phase, recovery = open_recovered(file)
+    if phase == "silent":
+        click.echo(f"{file}: {recovery}", err=True)
     with view:
         shown = view.task(view.index_of_id(task))
         if stream is not None:
@@ -145,6 +147,9 @@ def _print_task(view: RunView, task: TaskView, lines: int) -> None:
             why,
         )
     )
+    whole = index_in_whole(view, task.index)
+    if whole is not None:
+        console.print(Text(f"in the whole sweep, and to its solver, it is task {whole}"))
     if task.error:
         console.print(Text(f"error:    {task.error}"))
     console.print(Text(f"params:   {wording.assignments(_in_order(view, task.params)) or 'none'}"))

@@ -34,7 +34,9 @@ def spell_out(view: RunView, index: int, scratch_path: Path) -> tuple[Recipe, La
     from keystone_mpi.tools.render import RenderContext, Renderer
 
     recipe, params, seed, cores = _what_runs(view, index)
-    task = view.task(index)
+    # A shard's tasks are called as in the whole sweep, as when they ran.
+    whole = index_in_whole(view, index)
+    called = index if whole is None else whole
     if recipe.workdir == "task":
         recipe = msgspec.structs.replace(recipe, workdir="local")
     renderer = Renderer(
@@ -46,13 +48,25 @@ def spell_out(view: RunView, index: int, scratch_path: Path) -> tuple[Recipe, La
         epoch=view.epoch,
     )
     context = RenderContext(
-        index=index,
+        index=called,
         attempt=int(view.last_attempt[index]) + 1,
-        task_id=task.task_id,
+        task_id=str(called),
         seed=seed,
         cores=cores,
     )
     return recipe, renderer.render(params, context)
+
+
+def index_in_whole(view: RunView, index: int) -> int | None:
+    """Return the number in the whole sweep of a task of an array's element; None: this is no such file."""
+    from keystone_mpi.records.programs import is_program
+    from keystone_mpi.slurm.arrays import row_in_whole
+    from keystone_mpi.sweeps.load import sweep_from_spec
+
+    if ".shard-" not in view.path.name or is_program(view.spec):
+        return None
+    point = sweep_from_spec(view.spec).space.index_of(view.task(index).params)
+    return None if point is None else row_in_whole(view.path, point)
 
 
 def _what_runs(view: RunView, index: int) -> tuple[Recipe, dict[str, Any], int, int]:

@@ -1,7 +1,8 @@
 """`keystone-mpi status`: how far a run is, from any shell, while it runs or after.
 
 Rule: it takes no lock and disturbs nothing. Of a run that died it says so, and
-puts what the journal holds into the file, as the next start would.
+puts what the journal holds into the file, as the next start would; unless the
+master, on another machine, is only silent: it may go on.
 
     open_recovered --> RunView --collect_facts--> table or one JSON object
 """
@@ -35,6 +36,7 @@ SENTENCES = {
     "complete": "is complete",
     "interrupted": "was stopped with work left; the same run command continues it",
     "died": "died; nothing that was reported is lost, and the same run command continues it",
+    "silent": "is silent; if it is dead, the same run command takes over and continues it",
 }
 
 
@@ -107,7 +109,7 @@ def collect_facts(view: RunView, phase: str, recovery: str = "") -> dict[str, An
         "slots": said.get("slots"),
         "waiting": said.get("waiting") or [],
         "task_progress": said.get("task_progress") or {},
-        "problem": said.get("problem") or "",
+        "problem": "; ".join(text for text in (said.get("problem") or "", *view.lost) if text),
         "master": lease.holder() if lease is not None else "",
         "draining": lease is not None and Path(f"{view.path}.drain").exists(),
         "recovery": recovery,

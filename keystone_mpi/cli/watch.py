@@ -40,12 +40,13 @@ WORKERS_SHOWN = 12
 TASKS_SHOWN = 6
 """Running tasks named per worker."""
 FAILURES_SHOWN = 5
-STYLES = {"running": "cyan", "complete": "green", "interrupted": "yellow", "died": "red"}
+STYLES = {"running": "cyan", "complete": "green", "interrupted": "yellow", "died": "red", "silent": "red"}
 SENTENCES = {
     "running": "is running",
     "complete": "is complete",
     "interrupted": "was stopped with work left",
     "died": "died; nothing that was recorded is lost",
+    "silent": "is silent: dead, suspended, or cut off from the disk",
 }
 
 
@@ -162,7 +163,7 @@ def look(view: RunView, now: float) -> Look:
     return Look(
         name=view.sweep_name,
         path=wording.path(view.path),
-        phase=phase,
+        phase="silent" if view.is_silent else phase,
         reason=view.reason if not running else "",
         total=counts.total,
         completed=counts.completed,
@@ -295,7 +296,7 @@ def render(seen: Look, height: int = 40) -> RenderableType:
         parts += [Text(text, overflow="ellipsis", no_wrap=True) for text in seen.failures]
     if seen.phase == "running":
         parts.append(Text("Ctrl-C leaves the run alone", style="dim"))
-    elif seen.phase in ("died", "interrupted"):
+    elif seen.phase in ("died", "silent", "interrupted"):
         parts.append(Text("the same run command continues it", style="dim"))
     return Group(*parts)
 

@@ -66,6 +66,13 @@ class MasterSilentError(ClusterError):
     """A worker has not heard of its master for too long: the master, or its node, is gone."""
 
 
+class RunInterruptedError(ClusterError):
+    """A program's engine was to end before its tasks had: drained, or the allocation ends (exit code 75).
+
+    What has ended is safe in the results file; the next start goes on from there.
+    """
+
+
 class LauncherMismatchError(ClusterError):
     """mpiexec or srun and the MPI library do not belong together."""
 

@@ -78,6 +78,13 @@ class StopRequested(msgspec.Struct, frozen=True, gc=False):
     """Interrupt what runs, start nothing more; it costs the tasks nothing."""
 
 
+class EndMoved(msgspec.Struct, frozen=True, gc=False):
+    """The allocation ends at another time than was thought."""
+
+    ends_at: float | None
+    """On the scheduler's clock, as its `ends_at`."""
+
+
 class CloseRequested(msgspec.Struct, frozen=True, gc=False):
     """No further `TasksSubmitted` will come (open-ended sessions only)."""
 
@@ -108,5 +115,6 @@ Event = (
     | DeadlinePassed
     | DrainRequested
     | StopRequested
+    | EndMoved
     | CloseRequested
 )

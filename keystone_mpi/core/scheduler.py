@@ -40,7 +40,6 @@ from keystone_mpi.core.workers import Worker, WorkerPool, recallable
 LOOKAHEAD = 8192
 _PARKED_WINDOWS = 8
 """Tasks that no present worker can hold lie beside the window, at most so many windows of them."""
-
 _ROUNDS_PER_PASS = 32
 """Windows taken from the source in one pass, at most: bounds the list of actions."""
 
@@ -185,10 +184,8 @@ class Scheduler:
                 self._end_too_large(now)
             case events.CancelRequested():
                 self._on_cancel(event.index, event.by, now)
-            case events.DispatchPaused():
-                self.paused = True
-            case events.DispatchResumed():
-                self.paused = False
+            case events.DispatchPaused() | events.DispatchResumed():
+                self.paused = isinstance(event, events.DispatchPaused)
             case events.DeadlinePassed():
                 pass  # what is due is looked at in every pass
             case events.DrainRequested():
@@ -197,6 +194,10 @@ class Scheduler:
                     self.placement.recall(worker, recallable(worker), now)
             case events.StopRequested():
                 self._on_stop(now)
+            case events.EndMoved(ends_at=ends_at):
+                self.time_left.ends_at = ends_at
+                for task in [task for task in self.tasks.values() if task.phase is _TOO_LATE]:
+                    self._make_ready(task, now)
             case events.CloseRequested():
                 self.closed = True
             case _:

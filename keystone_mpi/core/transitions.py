@@ -44,7 +44,7 @@ class Phase(enum.IntEnum):
     """The worker was told to stop it; its report decides."""
     ENDED = 8
     TOO_LATE = 9
-    """Set aside: it is not expected to end before the allocation does."""
+    """Set aside: it is not expected to end before the allocation does; READY again when that moves."""
 
 
 _TRANSITIONS: dict[Phase, set[Phase]] = {
@@ -59,7 +59,7 @@ _TRANSITIONS: dict[Phase, set[Phase]] = {
     Phase.STARTED: {Phase.READY, Phase.DELAYED, Phase.STOPPING, Phase.ENDED},
     Phase.STOPPING: {Phase.READY, Phase.ENDED},
     Phase.ENDED: set(),
-    Phase.TOO_LATE: {Phase.ENDED},
+    Phase.TOO_LATE: {Phase.READY, Phase.ENDED},
 }  # fmt: skip
 
 LEGAL: tuple[frozenset[Phase], ...] = tuple(frozenset(_TRANSITIONS[phase]) for phase in Phase)

@@ -15,13 +15,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from keystone_mpi.core import actions
-from keystone_mpi.core.errors import ClusterError, LeaseHeldError
+from keystone_mpi.core.errors import ClusterError, KeystoneError, LeaseHeldError
 from keystone_mpi.core.model import (
     Assignment,
     AttemptKey,
@@ -349,6 +350,11 @@ class Book:
 
     # --- hub.Resident --------------------------------------------------------
 
+    @property
+    def awaited(self) -> bool:
+        """See `hub.Resident`."""
+        return bool(self.watches)
+
     def acknowledge(self) -> None:
         """See `hub.Resident`."""
         notices = self._notices
@@ -379,8 +385,7 @@ class Book:
             self._renew(now)
         if not self._draining and self._drain_path.exists():
             self._draining = True
-            self._notice(f"stopping (keystone-mpi drain {self.path.name}): what runs is finished")
-            self._hub.drain()
+            self._hub.drain(f"keystone-mpi drain {self.path.name}")
 
     def _renew(self, now: float) -> None:
         """Renew the lease, with what ``keystone-mpi status`` says of a run that goes on."""
@@ -442,7 +447,8 @@ class Book:
     def broken(self, error: Exception) -> None:
         """See `hub.Resident`."""
         # What ended before the end is told all the same.
-        self._committer.wait(self._sequence, LAST_WORDS_S)
+        with suppress(KeystoneError):  # it may be the journal that broke
+            self._committer.wait(self._sequence, LAST_WORDS_S)
         self.acknowledge()
         for record, _ in self._by_index.values():
             record.state = TaskState.PENDING

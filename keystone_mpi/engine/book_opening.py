@@ -198,7 +198,7 @@ def open_book(
         if holder is not None:
             notice(f"took over from {holder.holder()}, which is gone")
         forget_old_drain(path, lease)
-        view = recovered(path, lease, earlier_view)
+        view = recovered(path, lease, earlier_view, notice)
         if view is not None and fresh:
             view.close()
             notice(f"the old results are now {move_aside(path).name}")

@@ -16,11 +16,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import BrokenExecutor, Future
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
-from keystone_mpi.core.errors import ClusterError, SolverError
+from keystone_mpi.core.errors import ClusterError
 from keystone_mpi.core.model import AttemptReport, Outcome
+from keystone_mpi.engine.call_futures import CallCrashedError, CallFuture, PendingCall, RemoteError
 from keystone_mpi.execution import function_frames as frames
 from keystone_mpi.execution.function_values import Value, load
 from keystone_mpi.transport import messages
@@ -38,65 +38,6 @@ SHARE_S = 1.0
 STILLBORN_LIMIT = 3
 """Function processes that may die before their first call, one after the other."""
 _SMOOTHING = 0.3
-
-
-class RemoteError(Exception):
-    """The traceback of a function's exception where it was raised; the cause of the local one."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
-        self.text = text
-
-    def __str__(self) -> str:
-        return f'\n"""\n{self.text.rstrip()}\n"""'
-
-
-class CallCrashedError(SolverError, BrokenExecutor):
-    """The process that ran a function died under it; only that call is lost."""
-
-
-class CallFuture(Future[Any]):
-    """A future that knows when and where its call ran."""
-
-    started = float("nan")
-    """Seconds since the epoch on the worker's clock."""
-    duration_s = float("nan")
-    call_later: ClassVar[Callable[[Callable[[], None]], None] | None] = None
-    """Runs callbacks elsewhere than in the engine's thread."""
-
-    _done_callbacks: list[Callable[[Any], object]]
-
-    def _invoke_callbacks(self) -> None:
-        run: Callable[[], None] = super()._invoke_callbacks  # type: ignore[misc]
-        if self._done_callbacks and CallFuture.call_later is not None:
-            CallFuture.call_later(run)
-        else:
-            run()
-
-
-class PendingCall:
-    """A call without an answer."""
-
-    __slots__ = ("begun", "called", "function", "future", "number", "value")
-
-    def __init__(self, number: int, future: CallFuture, function: int, value: Value, called: Any) -> None:
-        self.number = number
-        self.future = future
-        self.function = function
-        """0: the function is in the value."""
-        self.value = value
-        self.called = called
-        """Its name for people, or what it calls."""
-        self.begun = False
-        """The future says running."""
-
-    @property
-    def label(self) -> str:
-        """Names the call for people."""
-        called = self.called
-        if isinstance(called, str):
-            return called
-        return f"{getattr(called, '__qualname__', repr(called))} (call {self.number})"
 
 
 class CallPool:
@@ -227,7 +168,9 @@ class CallDesk:
                 seat.is_hungry = False
                 if not seat.given:
                     self._rest(seat, pool)
-        if now >= self._look_at:
+        if self.broken is not None:
+            self._close_seats()
+        elif now >= self._look_at:
             self._look_at = now + STUCK_S
             self._look_around(now)
 
@@ -432,7 +375,9 @@ class CallDesk:
         crashed = seat.given.pop(seat.running, None)
         self._put_back(seat, pool, list(seat.given))
         if crashed is not None:
-            crashed.future.set_exception(CallCrashedError(self._obituary(crashed, seat, report, error)))
+            stopped = self.broken if report is not None and report.outcome == Outcome.INTERRUPTED else None
+            died = CallCrashedError(self._obituary(crashed, seat, report, error))
+            crashed.future.set_exception(stopped or died)
             self._settled(pool)
         elif not seat.answered and pool.pending:
             pool.stillborn += 1
@@ -455,6 +400,27 @@ class CallDesk:
             if call.begun or call.future.set_running_or_notify_cancel():
                 call.future.set_exception(error)
             self._settled(pool)
+
+    def drain(self, error: Exception) -> None:
+        """Let the calls that run end; the others, and later ones, fail with `error`."""
+        self.broken = error
+        for seat in self._seats.values():
+            if seat.worker >= 0 and len(seat.given) > 1 and not seat.recalled:
+                seat.recalled = True
+                self._engine.send(seat.worker, messages.CallsRecalled(seat.index))
+        self._close_seats()
+
+    def _close_seats(self) -> None:
+        """Have every function process end when it has answered what it runs."""
+        for seat in self._seats.values():
+            if seat.worker >= 0 and not seat.closing:
+                seat.closing = True
+                self._engine.send(seat.worker, messages.SeatClosing(seat.index))
+
+    @property
+    def placed(self) -> int:
+        """Seats that a worker has."""
+        return sum(seat.worker >= 0 for seat in self._seats.values())
 
     def break_off(self, error: Exception) -> None:
         """No call will be answered any more."""

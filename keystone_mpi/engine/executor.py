@@ -19,7 +19,8 @@ from functools import partial
 from typing import Any
 
 from keystone_mpi.core.errors import ClosedError, RequestError
-from keystone_mpi.engine.calls import CallFuture, CallPool, PendingCall
+from keystone_mpi.engine.call_futures import CallFuture, PendingCall
+from keystone_mpi.engine.calls import CallPool
 from keystone_mpi.engine.program import PROGRAM
 from keystone_mpi.execution.environment import launcher_environment
 from keystone_mpi.execution.function_frames import SharedBlock

@@ -28,14 +28,11 @@ from keystone_mpi.core import actions, events
 from keystone_mpi.core.actions import Action
 from keystone_mpi.core.errors import ClusterError, InternalError, KeystoneError
 from keystone_mpi.core.events import Event
-from keystone_mpi.core.model import (
-    AttemptKey,
-    TaskRequest,
-    TaskState,
-)
+from keystone_mpi.core.model import AttemptKey, TaskRequest, TaskState
 from keystone_mpi.core.scheduler import Scheduler
 from keystone_mpi.engine.calls import CallDesk
 from keystone_mpi.engine.owners import FUNCTION_BOOK, FUNCTION_RECIPE, Owner, Resident, SeatOwner, internal
+from keystone_mpi.engine.program_stop import ProgramStop
 from keystone_mpi.engine.ranks import FAREWELL_S, Ranks, bring_up
 from keystone_mpi.engine.workforce import Workforce
 from keystone_mpi.execution.environment import Promised
@@ -67,6 +64,8 @@ class Hub:
         Told of what a person should see.
     printed : callable
         Given what functions print.
+    stops : ProgramStop
+        Signals and the allocation's end.
     """
 
     def __init__(
@@ -78,6 +77,7 @@ class Hub:
         functions: Callable[[int], Value],
         notice: Callable[[str], None],
         printed: Callable[[int, bytes], None],
+        stops: ProgramStop,
     ) -> None:
         self.promised = promised
         self.run_id = secrets.token_hex(8)
@@ -97,19 +97,19 @@ class Hub:
         self._ended = threading.Event()
         self.problem: Exception | None = None
         """Why the engine cannot work (any more)."""
-        self._scheduler = Scheduler(None, open_ended=True)
+        self.stops = stops
+        self._scheduler = Scheduler(None, open_ended=True, ends_at=stops.ends_at)
         self._events: list[Event] = []
         self._owners: dict[int, Owner] = {}
         self._residents: list[Resident] = []
-        self.calls = CallDesk(SeatOwner(self), functions)
+        self._seat_owner = SeatOwner(self)
+        self.calls = CallDesk(self._seat_owner, functions)
         self._ranks: Ranks | None = None
         self._workforce: Workforce | None = None
         self._stopping = False
         self._finished = False
         self._next_tick = 0.0
         self._paused = False
-        self._drained = False
-        self._parent = os.getppid()
         self._thread = threading.Thread(target=self._run, name="keystone-master", daemon=True)
 
     # --- other threads -------------------------------------------------------
@@ -251,7 +251,7 @@ class Hub:
             self._turn(now)
             for resident in tuple(self._residents):
                 resident.acknowledge()
-            if now >= self._next_tick:
+            if now >= self._next_tick or self.stops.look() > self.stops.level:
                 self._next_tick = now + TICK_S
                 self._tick(now)
 
@@ -271,17 +271,19 @@ class Hub:
     def _tick(self, now: float) -> None:
         for resident in tuple(self._residents):
             resident.tick(now)
+        awaited = any(resident.awaited for resident in self._residents)
+        happened = self.stops.heed(self._scheduler, self.calls.placed, now, awaited=awaited)
+        if happened:
+            self._events += happened
+            self._notice(self.stops.announcement())
+            self.calls.drain(self.stops.call_interruption())
+        self.stops.interrupt_orphan(self._notice)
+        self._turn(now)
         behind = any(resident.behind for resident in self._residents)
         if behind != self._paused:
             self._paused = behind
             self._events.append(events.DispatchPaused() if behind else events.DispatchResumed())
             self._turn(now)
-        if self.promised.launcher is not None and os.getppid() != self._parent:
-            self._parent = os.getppid()
-            self._notice("the MPI launcher died: stopping")
-            import _thread
-
-            _thread.interrupt_main()
 
     # --- what comes in -------------------------------------------------------
 
@@ -297,6 +299,8 @@ class Hub:
             case messages.SeatEnded(seat=seat, running=running, returned=numbers):
                 self.calls.seat_ended(seat, running, numbers)
             case messages.AttemptsFinished(reports=reports):
+                if self.stops.ends_at is not None:
+                    reports = [self._seat_owner.timeless(report, self._owners) for report in reports]
                 self._events += [events.AttemptFinished(worker, report) for report in reports]
             case messages.AttemptsStarted(starts=starts):
                 self._events += [
@@ -399,13 +403,11 @@ class Hub:
                     transport.send(worker, messages.Recall([AttemptKey(*key) for key in keys]))
                 case actions.Cancel(worker=worker, index=index, attempt=attempt, interrupted=interrupted):
                     transport.send(worker, messages.Cancel(index, attempt, interrupted))
-                case actions.Finish(reason=reason):
+                case actions.Finish(reason=reason, pending=pending):
                     self._finished = True
-                    if self._drained:
-                        raise ClusterError(
-                            "drained: what ran is finished, nothing more was started; run the program again "
-                            "with resume=True to go on"
-                        )
+                    if self.stops.level and not self._stopping:
+                        left = pending - self.calls.unplaced
+                        raise self.stops.interruption(left, is_resumable=bool(self._residents))
                     if not self._stopping:
                         raise ClusterError(f"the engine ended: {reason}")
                 case other:
@@ -438,10 +440,9 @@ class Hub:
         for worker in self._workforce.present():
             self.send(worker, message)
 
-    def drain(self) -> None:
+    def drain(self, reason: str) -> None:
         """Finish what runs, start nothing more, and end."""
-        self._drained = True
-        self._events.append(events.DrainRequested())
+        self.stops.drain(reason)
 
     def add_resident(self, resident: Resident) -> None:
         """Take an open results file on, and introduce it to the workers."""

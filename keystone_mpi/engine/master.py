@@ -24,6 +24,7 @@ from keystone_mpi.core.errors import ClusterError, InternalError, LeaseHeldError
 from keystone_mpi.core.events import Event
 from keystone_mpi.core.model import AttemptKey, TaskState, Why
 from keystone_mpi.core.scheduler import Scheduler
+from keystone_mpi.engine.end_watch import EndWatch
 from keystone_mpi.engine.liveness import Liveness, silence_limit_s
 from keystone_mpi.engine.observer import Progress, RunObserver
 from keystone_mpi.engine.pace import Pace
@@ -74,6 +75,8 @@ class Master:
         Signals and the drain file.
     observer : RunObserver
         Told of everything that a person should see.
+    end_watch : EndWatch, optional
+        Notices that the allocation ends at another time.
     """
 
     def __init__(
@@ -91,6 +94,7 @@ class Master:
         observer: RunObserver,
         already_succeeded: int,
         already_failed: int,
+        end_watch: EndWatch | None = None,
     ) -> None:
         self._plan = plan
         self._scheduler = scheduler
@@ -102,6 +106,7 @@ class Master:
         self._store = store
         self._workforce = workforce
         self._stop = stop
+        self._end_watch = end_watch
         self._observer = observer
         self.succeeded = already_succeeded
         self.failed = already_failed
@@ -157,8 +162,17 @@ class Master:
         while self._committer.backlog and time.monotonic() < deadline:
             self._committer.wait(self._sequence, min(0.2, timeout_s))
             self._watch_disk(time.monotonic())
+            self.stay(0.0)
         self._acknowledge()
         return not self._committer.backlog
+
+    def stay(self, timeout_s: float) -> None:
+        """After the end of `run`: stay alive in the eyes of workers and of other starts, without work."""
+        self._ranks.stay(timeout_s, self._observer.notice)
+        now = time.monotonic()
+        if now >= self._next_renewal:
+            self._next_renewal = now + LEASE_RENEWAL_S
+            self._renew_lease(now)
 
     def progress(self, now: float) -> Progress:
         """Return a snapshot of what has been acknowledged."""
@@ -274,7 +288,7 @@ class Master:
             )
             happened += self._leave(worker, f"no sign of life for {seconds:.0f} s")
         if self._liveness.beat_due(now):
-            for worker in self._workforce.present():
+            for worker in self._ranks.waiting():
                 self._transport.send(worker, messages.Beat())
         return happened
 
@@ -398,7 +412,19 @@ class Master:
 
     # --- once a second -------------------------------------------------------
 
+    def _look_for_moved_end(self, now: float) -> None:
+        """Follow an allocation whose time limit somebody has changed."""
+        moved = None if self._end_watch is None else self._end_watch.news()
+        if moved is None:
+            return
+        deadline = moved.deadline
+        self._observer.notice(moved.text)
+        self._stop.move_deadline(deadline)
+        event = events.EndMoved(None if deadline is None else deadline.stop_at)
+        self._perform(self._scheduler.handle_many([event], now))
+
     def _tick(self, now: float) -> None:
+        self._look_for_moved_end(now)
         self._pace.sample(now)
         self._store.poll()
         self._watch_disk(now)

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import functools
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
+
+import msgspec
 
 from keystone_mpi.core import actions
 from keystone_mpi.core.errors import InternalError
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 FUNCTION_BOOK = 0
 FUNCTION_RECIPE = 0
 """The first recipe that every worker gets."""
+
+SEAT_EXPECTED_S = 1e-3
 
 
 class Owner(Protocol):
@@ -60,6 +64,10 @@ class Resident(Protocol):
     behind: bool
     """Too much waits for the disk: nothing should be started for now."""
 
+    @property
+    def awaited(self) -> bool:
+        """Whether the program waits for a task of it."""
+
     def tick(self, now: float) -> None:
         """Called about once a second."""
 
@@ -94,6 +102,12 @@ class SeatOwner(Owner):
             # After the Assign that follows this record, so that the seat is there before its calls.
             self._hub.post(functools.partial(self._hub.calls.seat_opened, index, worker))
 
+    def timeless(self, report: AttemptReport, owners: Mapping[int, Owner]) -> AttemptReport:
+        """Leave the duration out of a seat's report: it says nothing of how long tasks take."""
+        if owners.get(report.index) is not self:
+            return report
+        return msgspec.structs.replace(report, duration_s=float("nan"))
+
     def ended(self, notice: actions.Notify) -> None:
         self._hub.calls.seat_gone(notice.index, notice.report, notice.error)
 
@@ -102,7 +116,10 @@ class SeatOwner(Owner):
         index = self._hub.new_index()
         seat(index)
         # A byte of memory makes it another shape than an ordinary task: it is never given in advance.
-        request = TaskRequest(index=index, memory_bytes=1, budget=RetryBudget(0, 0, 0, 0))
+        # Calls are never too late: nobody knows how long they take.
+        known_s = 0.0 if self._hub.stops.ends_at is None else SEAT_EXPECTED_S
+        budget = RetryBudget(0, 0, 0, 0)
+        request = TaskRequest(index=index, memory_bytes=1, budget=budget, expected_s=known_s)
         self._hub.submit(self, [request])
 
     def send(self, worker: int, message: Any, parts: Sequence[Any] = ()) -> None:

@@ -15,7 +15,13 @@ from pathlib import Path
 
 import msgspec
 
-from keystone_mpi.core.errors import ClosedError, OutputError, RequestError, UnknownTaskError
+from keystone_mpi.core.errors import (
+    ClosedError,
+    KeystoneError,
+    OutputError,
+    RequestError,
+    UnknownTaskError,
+)
 from keystone_mpi.core.model import TaskState
 from keystone_mpi.engine.book import NewTask
 from keystone_mpi.engine.book_opening import open_book
@@ -61,6 +67,8 @@ class PipelineTasks:
         self._records: dict[str, TaskRecord] = {}
         self._next_row = self._earlier.count
         self.closed = False
+        self._told = False
+        """The program knows why the engine ended."""
 
     def check_dependencies(self, tasks: Sequence[CheckedTask]) -> None:
         """Refuse tasks that depend on what was not submitted before."""
@@ -193,7 +201,11 @@ class PipelineTasks:
                 pause_s = None if deadline is None else deadline - time.monotonic()
                 if interval_s is not None:
                     pause_s = interval_s if pause_s is None else min(pause_s, interval_s)
-                record = watch.next(pause_s)
+                try:
+                    record = watch.next(pause_s)
+                except KeystoneError:
+                    self._told = True
+                    raise
                 PROGRAM.callbacks.raise_problem()
                 if record is not None:
                     left -= 1
@@ -215,6 +227,7 @@ class PipelineTasks:
         if self.closed:
             raise ClosedError(f"this pipeline ({self.path.name}) is closed; make another TaskPipeline")
         if self.hub.problem is not None:
+            self._told = True
             raise self.hub.problem
 
     # --- the end -------------------------------------------------------------
@@ -234,15 +247,22 @@ class PipelineTasks:
             if not wait:
                 for record in open_tasks:
                     self.book.cancel(record, "the end of the pipeline")
-            for _ in self.ends(self.own(), None):
-                continue
+            told = self._told
+            try:
+                for _ in self.ends(self.own(), None):
+                    continue
+            except KeystoneError:
+                self._told = told  # said below, when the file is finished
         stopped = (
             (TaskState.PENDING, TaskState.RUNNING)
             if wait
             else (TaskState.PENDING, TaskState.RUNNING, TaskState.CANCELLED)
         )
         interrupted = any(record.state in stopped for record in open_tasks)
+        problem = self.hub.problem
         self.finish(interrupted=interrupted, reason="closed by the program")
+        if wait and problem is not None and (interrupted or not self.hub.stops.level) and not self._told:
+            raise problem
 
     def finish(self, *, interrupted: bool, reason: str) -> None:
         """End the file; nothing of this start runs any more."""
@@ -250,6 +270,8 @@ class PipelineTasks:
             if self.closed:
                 return
             self.closed = True
+        if self.hub.problem is not None:
+            reason = self.hub.stops.reason or str(self.hub.problem)
         problem = self.book.finish(
             "interrupted" if interrupted else "complete", reason if interrupted else ""
         )

@@ -6,7 +6,7 @@ runs is stopped. A rank other than 0 never gets past the first use: it serves.
 
     first TaskPipeline or executor --> engine()  rank 0, or no launcher: the hub
                                                  another rank: serve, then end the process
-    end of the program --> exit hook --> closers (pipelines, executors) --> Hub.stop
+    end of the program --> exit hook --> closers (pipelines, executors) --> Hub.stop --> exit code
 """
 
 from __future__ import annotations
@@ -20,11 +20,14 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
-from keystone_mpi.core.errors import ClosedError, LauncherMismatchError
-from keystone_mpi.engine.calls import CallFuture
+from keystone_mpi.core.errors import ClosedError, LauncherMismatchError, RequestError, RunInterruptedError
+from keystone_mpi.engine.call_futures import CallFuture
 from keystone_mpi.engine.functions import FunctionTable
 from keystone_mpi.engine.hub import Hub
+from keystone_mpi.engine.program_exit import exit_code_of, leave_interrupted, leave_now
+from keystone_mpi.engine.program_stop import ProgramStop
 from keystone_mpi.engine.ranks import bring_up
+from keystone_mpi.engine.stopping import Deadline
 from keystone_mpi.engine.worker import FUNCTION_TOOL
 from keystone_mpi.engine.worker_exit import end_worker_rank
 from keystone_mpi.execution.environment import launcher_environment
@@ -45,7 +48,12 @@ class Program:
         self.callbacks = CallbackThread()
         self.closers: list[Callable[[bool], None]] = []
         """Called at the end of the program, newest first, with whether it ends because of an error."""
+        self.find_deadline: Callable[[float], Deadline | None] = _no_deadline
+        """Grace (s) -> the end of the allocation; set by the modules that a program imports."""
         self.failed = False
+        self._exit_code = 0
+        self._sent_home = False
+        """The other ranks left, and MPI with them."""
         self._hooked = False
 
     def engine(self, slots: int | None = None) -> Hub:
@@ -82,21 +90,36 @@ class Program:
         if slots is None:
             given = os.environ.get(SLOTS_VARIABLE, "")
             slots = int(given) if given.isdigit() and int(given) > 0 else None
+        recipe = _function_recipe()
+        stops = ProgramStop(
+            first_means_now=promised.launcher == "openmpi",
+            deadline=self._deadline(),
+            under_launcher=promised.launcher is not None,
+        )
         hub = Hub(
             promised,
             slots_per_node=slots,
-            function_recipe=_function_recipe(),
+            function_recipe=recipe,
             functions=self.functions.value,
             notice=tell,
             printed=self._show,
+            stops=stops,
         )
         self.hub = hub
+        stops.install(hub.wake)
         try:
             hub.start()
         except BaseException:
             hub.stop(now=True, timeout_s=30.0)
             raise
         return hub
+
+    def _deadline(self) -> Deadline | None:
+        try:
+            return self.find_deadline(Recipe(tool="", argv=()).grace_s)
+        except BaseException:
+            self.send_workers_home()  # they wait in MPI_Init
+            raise
 
     def _show(self, stream: int, text: bytes) -> None:
         """Print what a function printed, away from the engine's thread."""
@@ -107,8 +130,9 @@ class Program:
     def send_workers_home(self) -> None:
         """Let the other ranks leave when the program never used them."""
         promised = launcher_environment()
-        if promised.launcher is None or promised.size < 2:
+        if promised.launcher is None or promised.size < 2 or self._sent_home:
             return
+        self._sent_home = True
         try:
             ranks = bring_up(promised)
         except LauncherMismatchError:
@@ -119,19 +143,24 @@ class Program:
         if self._hooked:
             return
         self._hooked = True
-        atexit.register(self.end)
+        atexit.register(self._end_at_exit)
         os.register_at_fork(after_in_child=self._forget)
         before = sys.excepthook
 
         def note_failure(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> Any:
             self.failed = True
+            if isinstance(error, RunInterruptedError):
+                leave_interrupted(error)
             return before(kind, error, trace)
 
         sys.excepthook = note_failure
 
     def _forget(self) -> None:
-        """In a forked child: the hub's thread is the parent's."""
+        """In a forked child: the hub's thread is the parent's, and so is what signals mean."""
+        if self.hub is not None:
+            self.hub.stops.restore()
         self.hub = None
+        self._exit_code = 0
         self.closers.clear()
         self.callbacks = CallbackThread()
         self.lock = threading.RLock()
@@ -141,6 +170,7 @@ class Program:
         hub = self.hub
         if hub is None or hub.pid != os.getpid():
             return
+        hub.stops.ending = True
         try:
             if not self.failed:
                 self._close_all(failed=False)
@@ -152,6 +182,19 @@ class Program:
             if self.failed:
                 self._close_all(failed=True)
             self.callbacks.close()
+            hub.stops.restore()
+
+    def _end_at_exit(self) -> None:
+        """End with the interpreter, which would forget what is raised now."""
+        try:
+            self.end()
+        except BaseException as error:  # told here, there is nobody else
+            self._exit_code = exit_code_of(error)
+
+    def leave_at_exit(self) -> None:
+        """Give the exit code to what Python would end with 0."""
+        if self._exit_code:
+            leave_now(self._exit_code)
 
     def _close_all(self, *, failed: bool) -> None:
         for close in reversed(tuple(self.closers)):
@@ -217,6 +260,12 @@ class CallbackThread:
                 self._thread = None
 
 
+def check_callback(callback: object) -> None:
+    """Refuse a callback that cannot be called, before anything is done."""
+    if callback is not None and not callable(callback):
+        raise RequestError(f"callback must be callable, not {callback!r}")
+
+
 def tell(text: str) -> None:
     """Say one line to the person who runs the program."""
     sys.stderr.write(f"keystone_mpi: {text}\n")
@@ -248,6 +297,12 @@ def _function_recipe() -> Recipe:
     )
 
 
+def _no_deadline(_grace_s: float) -> Deadline | None:
+    return None
+
+
 PROGRAM = Program()
 """This process's."""
+# Registered before the program's own exit hooks, so that it runs after them.
+atexit.register(PROGRAM.leave_at_exit)
 CallFuture.call_later = staticmethod(lambda run: PROGRAM.callbacks.run(run))

@@ -6,7 +6,7 @@ wait for each other in MPI_Init spin. Launchers are started before MPI_Init: a
 fork afterwards may break InfiniBand's registered memory.
 
     bring_up --> Ranks.transport (MPI, or threads of this process)
-    farewell (workers stop their launchers, say goodbye) --> dismiss (MPI_Finalize)
+    farewell (workers stop their launchers) --> last batch, beats both ways --> dismiss (MPI_Finalize)
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ import threading
 import time
 from collections.abc import Callable
 
+from keystone_mpi.engine.liveness import Liveness, silence_limit_s
+from keystone_mpi.engine.parting import ABORT_CODE, finalize_in_time
 from keystone_mpi.engine.worker import Worker
 from keystone_mpi.execution.environment import Promised
 from keystone_mpi.execution.launcher_client import LauncherClient
 from keystone_mpi.execution.slots import detect
-from keystone_mpi.transport.channel import MasterEnd
+from keystone_mpi.transport.channel import MasterEnd, Received
 from keystone_mpi.transport.local import LocalHub, LocalMaster
-from keystone_mpi.transport.messages import Dismissal, Farewell, Goodbye, Hello, WorkerFailed
+from keystone_mpi.transport.messages import Beat, Dismissal, Farewell, Goodbye, Hello, WorkerFailed
 
-ABORT_CODE = 75
-"""What mpiexec reports when a rank is gone and the others are ended by force: run it again."""
 LOCAL_WORKER = 0
 """Number of the worker beside the master."""
 THREAD_END_S = 5.0
@@ -50,9 +50,11 @@ class Ranks:
         self._abort = abort
         self._local_worker = local_worker
         self._dismissed = False
-        self._any_lost = False
+        self._lost: set[int] = set()
         self._absent = set(transport.workers)
         """Workers that have not said goodbye."""
+        self._liveness = Liveness(time.monotonic(), silence_limit_s())
+        """Of the workers, from the farewell on."""
 
     def left(self, worker: int) -> None:
         """A worker said goodbye, or why it cannot go on."""
@@ -61,37 +63,65 @@ class Ranks:
     def lost(self, worker: int) -> None:
         """A worker is gone without a word: nobody waits for it, and MPI cannot end in order."""
         self._absent.discard(worker)
-        self._any_lost = True
+        self._lost.add(worker)
+
+    def waiting(self) -> list[int]:
+        """Return who waits for the dismissal, also without work: everybody who is not lost."""
+        return [worker for worker in self.transport.workers if worker not in self._lost]
 
     def farewell(self, timeout_s: float, notice: Callable[[str], None]) -> None:
         """Send every worker away and wait for their goodbyes, `timeout_s` at most."""
         for worker in self._absent:
             self.transport.send(worker, Farewell())
-        deadline = time.monotonic() + timeout_s
+        now = time.monotonic()
+        self._liveness = Liveness(now, silence_limit_s())
+        for worker in self.waiting():
+            self._liveness.heard(worker, now)
+        deadline = now + timeout_s
         while self._absent and time.monotonic() < deadline:
-            for item in self.transport.receive(min(0.2, max(0.0, deadline - time.monotonic()))):
-                match item.message:
-                    case Goodbye():
-                        self.left(item.worker)
-                    case WorkerFailed(traceback=text):
-                        notice(f"worker rank {item.worker} failed:\n{text.rstrip()}")
-                        self.left(item.worker)
-                    case Hello(error=error) if error:
-                        self.left(item.worker)
-                    case _:
-                        continue  # late news of attempts that the journal calls interrupted
+            self.stay(min(0.2, max(0.0, deadline - time.monotonic())), notice)
+
+    def stay(self, timeout_s: float, notice: Callable[[str], None]) -> None:
+        """Give signs of life to those who wait for the end, and look for theirs, for `timeout_s` at most."""
+        now = time.monotonic()
+        if self._liveness.beat_due(now):
+            for worker in self.waiting():
+                self.transport.send(worker, Beat())
+        for item in self.transport.receive(timeout_s):
+            self._hear(item, notice)
+        for worker in self._liveness.silent(time.monotonic()):
+            self._liveness.forget(worker)
+            self.lost(worker)
+            notice(
+                f"worker rank {worker} has not been heard of for {self._liveness.silence_s:.0f} s; "
+                "nobody waits for it any more"
+            )
+
+    def _hear(self, item: Received, notice: Callable[[str], None]) -> None:
+        if self._liveness.knows(item.worker):
+            self._liveness.heard(item.worker, time.monotonic())
+        match item.message:
+            case Goodbye():
+                self.left(item.worker)
+            case WorkerFailed(traceback=text):
+                notice(f"worker rank {item.worker} failed:\n{text.rstrip()}")
+                self.left(item.worker)
+            case Hello(error=error) if error:
+                self.left(item.worker)
+            case _:
+                return  # late news of attempts that the journal calls interrupted
 
     def dismiss(self) -> bool:
         """Leave MPI together; False when some worker had not said goodbye and was ended by force."""
         self._dismissed = True
-        everybody = not self._absent and not self._any_lost
+        everybody = not self._absent and not self._lost
         for worker in self.transport.workers:
             self.transport.send(worker, Dismissal())
         if self._local_worker is not None:
             self._local_worker.join(THREAD_END_S)
         self.transport.close()
         if everybody and self._finalize is not None:
-            self._finalize()
+            finalize_in_time(self._finalize, "rank 0")
         elif self._abort is not None:
             # MPI_Finalize would wait for ever for a rank that is gone.
             sys.stdout.flush()

@@ -11,6 +11,7 @@ earlier start, everything that can be refused before the first write.
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -18,6 +19,7 @@ import msgspec
 from keystone_mpi.core.actions import Finish, FinishReason
 from keystone_mpi.core.scheduler import Scheduler
 from keystone_mpi.engine.collector import settle_collector
+from keystone_mpi.engine.end_watch import EndWatch
 from keystone_mpi.engine.master import Master
 from keystone_mpi.engine.observer import RunClosing, RunInfo, RunObserver
 from keystone_mpi.engine.ranks import FAREWELL_S, Ranks
@@ -46,6 +48,8 @@ class RunOptions(msgspec.Struct, frozen=True):
     deadline: Deadline | None = None
     """The end of the allocation; None: there is none, or it is not known."""
     in_batch_job: bool = False
+    end_watch: EndWatch | None = None
+    """Notices that the allocation ends at another time; None: that cannot happen."""
 
 
 def run_sweep(
@@ -117,14 +121,17 @@ def _run(
             smt=options.smt,
         )
         succeeded, failed = session.counts_before()
-        with StopRequests(
-            session.output_path,
-            ranks.transport.wake,
-            first_means_now=ranks.promised.launcher == "openmpi",
-            under_launcher=ranks.promised.launcher is not None,
-            deadline=options.deadline,
-            in_batch_job=options.in_batch_job,
-        ) as stop:
+        with (
+            StopRequests(
+                session.output_path,
+                ranks.transport.wake,
+                first_means_now=ranks.promised.launcher == "openmpi",
+                under_launcher=ranks.promised.launcher is not None,
+                deadline=options.deadline,
+                in_batch_job=options.in_batch_job,
+            ) as stop,
+            options.end_watch or nullcontext(),
+        ):
             source = session.plan.source()
             master = Master(
                 plan=session.plan,
@@ -141,6 +148,7 @@ def _run(
                 observer=observer,
                 already_succeeded=succeeded,
                 already_failed=failed,
+                end_watch=options.end_watch,
             )
             observer.run_opened(info)
             settle_collector()

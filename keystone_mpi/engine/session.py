@@ -16,6 +16,7 @@ import os
 import time
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,9 @@ import msgspec
 
 from keystone_mpi.core.errors import OutputError, UserError
 from keystone_mpi.core.model import FINAL_STATES, TaskState, Why
+from keystone_mpi.deferred_numpy import load_numpy
 from keystone_mpi.engine.columns import columns_from_spec
+from keystone_mpi.engine.parting import attend
 from keystone_mpi.engine.plan import PlanOptions, RunPlan, make_plan
 from keystone_mpi.engine.provenance import gather_provenance
 from keystone_mpi.engine.stopping import DRAIN_SUFFIX
@@ -110,7 +113,11 @@ class Session:
         return succeeded, final - succeeded - put_back
 
     def begin(
-        self, command_line: list[str], on_progress: Callable[[], None], *, created: float = float("inf")
+        self,
+        command_line: list[str],
+        on_progress: Callable[[], None],
+        *,
+        created: float = float("inf"),
     ) -> None:
         """Open the journal.
 
@@ -161,10 +168,27 @@ class Session:
             for row in plan.dropped_rows()
         ]
         self.committer.submit(first)
-        self.store = StoreClient(self.output_path)
+        self.store = StoreClient(self.output_path, preload=True)
 
-    def close(self, *, state: str, reason: str, timeout_s: float) -> str:
+    def close(
+        self,
+        *,
+        state: str,
+        reason: str,
+        timeout_s: float,
+        meanwhile: Callable[[float], None],
+        wake: Callable[[], None],
+    ) -> str:
         """End this start in order.
+
+        Parameters
+        ----------
+        state, reason : str
+            Recorded.
+        timeout_s : float
+            How long the journal, and then the last batch, may take.
+        meanwhile, wake : callable
+            What to do as long as that takes, and what ends it; see `attend`.
 
         Returns
         -------
@@ -175,13 +199,9 @@ class Session:
         assert self.committer is not None
         assert self.store is not None
         self.committer.submit([entries.RunClosed(state=state, reason=reason, at=time.time())])
-        if not self.committer.close(timeout_s):
-            self.store.close()
-            self.lease.release()
-            return self.committer.problem or "the journal could not be synced in time"
-        result = self.store.finish(timeout_s)
+        problem = attend(partial(_finish, self.committer, self.store, timeout_s), meanwhile, wake)
         self.lease.release()
-        return result.problem
+        return problem
 
     def abandon(self) -> None:
         """Leave at once after an error: the journal keeps what it has, the next start goes on."""
@@ -190,6 +210,14 @@ class Session:
         if self.committer is not None:
             self.committer.close(timeout_s=5.0)
         self.lease.release()
+
+
+def _finish(committer: Committer, store: StoreClient, timeout_s: float) -> str:
+    """Make the journal and then the file whole; return why they are not."""
+    if committer.close(timeout_s):
+        return store.finish(timeout_s).problem
+    store.close()
+    return committer.problem or "the journal could not be synced in time"
 
 
 def open_session(sweep: Sweep, options: SessionOptions) -> Session:
@@ -217,7 +245,7 @@ def open_session(sweep: Sweep, options: SessionOptions) -> Session:
         forget_old_drain(output_path, lease)
         if holder is not None:
             notices.append(f"took over from {holder.holder()}, which is gone")
-        base = recovered(output_path, lease, earlier)
+        base = recovered(output_path, lease, earlier, notices.append)
         old = base if options.fresh else None
         plan = make_plan(
             sweep,
@@ -264,20 +292,23 @@ def check_folder(output_path: Path) -> None:
 
 def peek(output_path: Path) -> RunView | None:
     """Look at the output as it is; None when there is none."""
-    from keystone_mpi.records.view import open_view
-
     if not output_path.exists() and not journal_path(output_path).exists():
         return None
+    load_numpy()
+    from keystone_mpi.records.view import open_view
+
     return open_view(output_path, columns_from_spec)
 
 
-def recovered(output_path: Path, lease: Lease, earlier: RunView | None) -> RunView | None:
+def recovered(
+    output_path: Path, lease: Lease, earlier: RunView | None, notice: Callable[[str], None]
+) -> RunView | None:
     """Fold what a dead start left, and read the file as it is now that nobody else writes it."""
     if earlier is None and not output_path.exists() and not journal_path(output_path).exists():
         return None
     from keystone_mpi.records.view import open_view, recover
 
-    recover(output_path, columns_from_spec, lease=lease)
+    recover(output_path, columns_from_spec, lease=lease, notice=notice)
     if not output_path.exists():
         return None
     return open_view(output_path, columns_from_spec)
@@ -294,11 +325,13 @@ def move_aside(output_path: Path) -> Path:
 
 
 def job_name() -> str:
-    """Name the batch job that this process belongs to, and which of its restarts; empty: none."""
+    """Name the batch job of this process, which of its restarts it is, and its cluster; empty: none."""
     job_id = os.environ.get("SLURM_JOB_ID", "")
     restart = os.environ.get("SLURM_RESTART_COUNT", "0")
+    cluster = os.environ.get("SLURM_CLUSTER_NAME", "")
     if job_id:
-        return f"{job_id}/{restart}" if restart != "0" else job_id
+        name = f"{job_id}/{restart}" if restart != "0" else job_id
+        return f"{name}@{cluster}" if cluster else name
     return os.environ.get("PBS_JOBID", "")
 
 

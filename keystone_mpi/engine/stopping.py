@@ -6,7 +6,8 @@ its ranks 0.25 s after it, so there it means "now".
 
     USR1, OUT.drain         -> DRAIN   finish what runs, start nothing
     INT, TERM once          -> DRAIN, or NOW under Open MPI's mpiexec
-    INT, TERM again         -> NOW     stop what runs; nothing is lost
+    INT, TERM again         -> NOW     stop what runs; nothing is lost. USR1 was a first one; again it changes
+                                       nothing, since Slurm and launchers may deliver its copies
     the launcher died       -> NOW
     the allocation's end    -> DRAIN, a little later NOW
     TERM from a batch system, which kills soon after -> DRAIN, NOW when most of that time is over
@@ -15,6 +16,7 @@ its ranks 0.25 s after it, so there it means "now".
 from __future__ import annotations
 
 import enum
+import math
 import os
 import signal
 import time
@@ -54,8 +56,8 @@ class StopRequests:
 
     Parameters
     ----------
-    output_path : Path
-        A file ``<output_path>.drain`` is a request to drain.
+    output_path : Path or None
+        A file ``<output_path>.drain`` is a request to drain; None: somebody else looks for it.
     wake : callable
         Makes the master look; called inside a signal handler.
     first_means_now : bool
@@ -70,7 +72,7 @@ class StopRequests:
 
     def __init__(
         self,
-        output_path: Path,
+        output_path: Path | None,
         wake: Callable[[], None],
         *,
         first_means_now: bool,
@@ -78,7 +80,7 @@ class StopRequests:
         deadline: Deadline | None = None,
         in_batch_job: bool = False,
     ) -> None:
-        self._drain_path = Path(f"{output_path}{DRAIN_SUFFIX}")
+        self._drain_path = None if output_path is None else Path(f"{output_path}{DRAIN_SUFFIX}")
         self._wake = wake
         self._first_means_now = first_means_now
         self._deadline = deadline
@@ -86,6 +88,8 @@ class StopRequests:
         self._now_at = float("inf")
         self._parent = os.getppid() if under_launcher else None
         self._interrupts = 0
+        self._drained_at = math.inf
+        """When SIGUSR1 came first."""
         self._interrupted_at = -SAME_PRESS_S
         self._drain = False
         self._saved: dict[int, Any] = {}
@@ -101,12 +105,16 @@ class StopRequests:
             signal.signal(number, handler)
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        now = time.monotonic()
         if number == signal.SIGUSR1:
             self._drain = True
+            if self._interrupts == 0:
+                self._drained_at = min(self._drained_at, now)
         else:
-            now = time.monotonic()
             if now - self._interrupted_at > SAME_PRESS_S:
                 self._interrupts += 1
+            if now - self._drained_at > SAME_PRESS_S:
+                self._interrupts = max(self._interrupts, 2)
             self._interrupted_at = now
             if number == signal.SIGTERM and self._in_batch_job:
                 self._now_at = min(self._now_at, now + TERM_GRACE_S)
@@ -131,7 +139,7 @@ class StopRequests:
                 self._interrupts = max(self._interrupts, 2)
         if now >= self._now_at:
             self._interrupts = max(self._interrupts, 2)
-        if self._drain_path.exists():
+        if self._drain_path is not None and self._drain_path.exists():
             self._drain = True
             self.reason = self.reason or "keystone-mpi drain"
         if self._parent is not None and os.getppid() != self._parent:
@@ -139,6 +147,11 @@ class StopRequests:
             self.reason = self.reason or "the MPI launcher died"
         return self.look()
 
+    def move_deadline(self, deadline: Deadline | None) -> None:
+        """The allocation ends at another time; a stop that was asked for already stays."""
+        self._deadline = deadline
+
     def forget_drain_file(self) -> None:
         """Remove the request once it has been met, so that the next start runs."""
-        self._drain_path.unlink(missing_ok=True)
+        if self._drain_path is not None:
+            self._drain_path.unlink(missing_ok=True)

@@ -224,7 +224,15 @@ class _Folder:
                 if head is None:
                     return BatchResult(final=final, problem="the journal has no header yet" if final else "")
                 self._columns = columns_from_spec(head.spec, head.added_points)
-            fold(self._output_path, self.journal_path, self._columns, final=final)
+            result = fold(self._output_path, self.journal_path, self._columns, final=final)
+            if final and not result.closed:
+                # The master's last entry is in it, so something before that cannot be read.
+                return BatchResult(
+                    final=True,
+                    problem=f"{self.journal_path} is damaged at byte {result.journal_offset:,}, and what was "
+                    "recorded after that is not in the file; the journal is kept, and the same command again "
+                    "runs what is missing",
+                )
             if final:
                 finish(self._output_path)
         except KeystoneError as error:

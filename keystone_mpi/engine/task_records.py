@@ -8,13 +8,22 @@ that is durable. Whoever waits is told of ends through a queue: nobody polls.
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 import time
 from collections.abc import Iterable
 from typing import Any
 
-from keystone_mpi.core.model import FINAL_STATES, ArrayValue, AttemptReport, ShardValue, TaskState, Why
+from keystone_mpi.core.model import (
+    FINAL_STATES,
+    ArrayValue,
+    AttemptReport,
+    Outcome,
+    ShardValue,
+    TaskState,
+    Why,
+)
 
 KEPT_RESULT_BYTES = 256 << 10
 """Results with more array bytes are read from the file when they are asked for."""
@@ -75,7 +84,7 @@ class TaskRecord:
         self.finished = float("nan")
         self.duration_s = float("nan")
         self.attempts = 0
-        """Attempts that ended."""
+        """Attempts that ended; one that was cancelled while it lay ahead on a worker is none."""
         self.last_attempt = 0
         self.progress: float | None = None
         """What the solver says of itself while it runs, 0 to 1."""
@@ -107,7 +116,8 @@ class TaskRecord:
 
     def take_report(self, report: AttemptReport) -> None:
         """Take over what its last attempt says."""
-        self.attempts += 1
+        unbegun = report.outcome in (Outcome.CANCELLED, Outcome.INTERRUPTED) and math.isnan(report.started)
+        self.attempts += not unbegun
         self.started = report.started
         self.finished = report.finished
         self.duration_s = report.duration_s

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from keystone_mpi.core.model import TaskState
-from keystone_mpi.engine.columns import columns_from_spec
 from keystone_mpi.engine.task_records import TaskRecord
 
 
@@ -95,6 +94,7 @@ def result_of(record: TaskRecord, path: Path) -> dict[str, Any]:
 def outputs_of(record: TaskRecord, path: Path) -> dict[str, Any]:
     """Return the result values of a task: scalars, and numpy arrays."""
     if record.from_file:
+        from keystone_mpi.engine.columns import columns_from_spec
         from keystone_mpi.records.view import open_view
 
         with open_view(path, columns_from_spec) as view:

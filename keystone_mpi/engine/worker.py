@@ -21,11 +21,12 @@ from typing import Any
 import msgspec
 
 from keystone_mpi.core.errors import InternalError, KeystoneError, MasterSilentError
-from keystone_mpi.core.model import AttemptKey, AttemptReport, Outcome, Why
+from keystone_mpi.core.model import AttemptKey, AttemptReport, Outcome
 from keystone_mpi.engine.function_seats import FunctionSeats, Outgoing
 from keystone_mpi.engine.liveness import Liveness, silence_limit_s
 from keystone_mpi.engine.recipes_here import RecipesHere
 from keystone_mpi.engine.slot_pool import Placement, SlotPool
+from keystone_mpi.engine.unrun_reports import impossible, never_started
 from keystone_mpi.execution import launcher_client
 from keystone_mpi.execution.function_frames import SharedBlock
 from keystone_mpi.execution.launcher_client import LauncherClient
@@ -182,7 +183,7 @@ class Worker:
     def _serve(self) -> None:
         while not self._leaving:
             outgoing: list[FromWorker] = []
-            received = self._end.receive(self._sleep_s())
+            received = self._end.receive(self._sleep_s(), unhurried=bool(self._pool.backlog))
             outgoing += self._give_sign(heard=bool(received))
             for message in received:
                 match message:
@@ -201,10 +202,26 @@ class Worker:
         self._wait_for_dismissal()
 
     def _wait_for_dismissal(self) -> None:
+        """Wait for the end of MPI; rank 0 writes its file meanwhile, and gives signs of life."""
+        self._relief_at = None
+        if self._leaving:
+            self._expect_signs()
         while True:
-            for message in self._end.receive(PATIENCE_S):
+            received = self._end.receive(self._sleep_s())
+            for message in received:
                 if isinstance(message, Dismissal):
                     return
+                if isinstance(message, Beat | Farewell):
+                    self._expect_signs()
+            for reply in self._give_sign(heard=bool(received)):
+                self._end.send(reply)
+
+    def _expect_signs(self) -> None:
+        """The master gave a sign of life: from now on it gives them regularly, and expects ours."""
+        if self._liveness is None:
+            now = time.monotonic()
+            self._liveness = Liveness(now, silence_limit_s())
+            self._liveness.heard(MASTER, now)
 
     def _tell(self, outgoing: list[Outgoing]) -> None:
         for message, parts in outgoing:
@@ -260,9 +277,7 @@ class Worker:
             case BookClosed(book=book):
                 del self._books[book]
             case Beat():
-                if self._liveness is None:
-                    self._liveness = Liveness(time.monotonic(), silence_limit_s())
-                    self._liveness.heard(MASTER, time.monotonic())
+                self._expect_signs()
             case Farewell() | Dismissal():
                 self._leaving = True
             case other:
@@ -337,7 +352,7 @@ class Worker:
 
     def _cancel(self, key: AttemptKey, interrupted: bool) -> list[FromWorker]:
         if self._pool.withdraw({key}) or self._recipes_here.withdraw({key}):
-            return [AttemptsFinished([_never_started(key, interrupted)])]
+            return [AttemptsFinished([never_started(key, interrupted)])]
         slot = self._pool.slot_of(key)
         if slot is not None:
             self._cancelled[key] = interrupted
@@ -356,7 +371,8 @@ class Worker:
                 case launcher_client.AttemptFinished(slot=slot, report=report):
                     key = AttemptKey(report.index, report.attempt)
                     # What its process still answered comes before the news of its end.
-                    self._tell(self._seats.ended(report.index))
+                    if self._seats.any_open:
+                        self._tell(self._seats.ended(report.index))
                     order = self._pool.finish(slot, key, report.duration_s)
                     self._cancelled.pop(key, None)
                     self._recalled_by_master.discard(key)
@@ -393,7 +409,7 @@ class Worker:
         for key in reversed(keys):
             if key in self._cancelled:
                 self._pool.finish(slot, key, float("nan"))
-                cancelled.append(_never_started(key, self._cancelled.pop(key)))
+                cancelled.append(never_started(key, self._cancelled.pop(key)))
             elif key in self._recalled_by_master:
                 self._recalled_by_master.discard(key)
                 self._pool.finish(slot, key, float("nan"))
@@ -419,7 +435,7 @@ class Worker:
                 order = placement.order
                 key = AttemptKey(order.index, order.attempt)
                 self._pool.finish(placement.slot, key, float("nan"))
-                refused.append(_impossible(key, str(error)))
+                refused.append(impossible(key, str(error)))
         for slot, orders in by_slot.items():
             if orders:
                 self._launcher.submit(slot, orders)
@@ -472,20 +488,3 @@ class Worker:
             self._relief_at = None
             self._relieved.add(slot)
             self._launcher.recall(slot)
-
-
-def _never_started(key: AttemptKey, interrupted: bool) -> AttemptReport:
-    return AttemptReport(
-        key.task,
-        key.attempt,
-        Outcome.INTERRUPTED if interrupted else Outcome.CANCELLED,
-        finished=time.time(),
-        why=Why.NONE if interrupted else Why.BY_USER,
-        error="stopped before it started",
-    )
-
-
-def _impossible(key: AttemptKey, problem: str) -> AttemptReport:
-    return AttemptReport(
-        key.task, key.attempt, Outcome.FAILED, finished=time.time(), why=Why.NOT_STARTED, error=problem
-    )

@@ -183,7 +183,7 @@ def results_of_report(output_path: Path, report: AttemptReport) -> dict[str, Any
     from keystone_mpi.records.store.shards import ShardReader
 
     found: dict[str, Any] = {name: value for name, value in report.scalars.items() if value is not None}
-    shards = ShardReader(output_path)
+    shards = ShardReader(output_path, only_looks=True)
     values: dict[str, ArrayValue | ShardValue] = {**report.arrays, **report.large}
     for name, value in values.items():
         dtype = storable(value.dtype, tuple(value.shape))
@@ -210,7 +210,7 @@ def kept_output(
             key = f"@{stream}"
             packed = report.packed.get(key)
             if packed is None and key in report.large:
-                packed = ShardReader(output_path).read(report.large[key])
+                packed = ShardReader(output_path, only_looks=True).read(report.large[key])
             return None if packed is None else b"".join(unpack(packed))
     if snapshot is None or not snapshot.has("attempts", f"{stream}_kept_offset"):
         return None

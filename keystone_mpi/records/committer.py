@@ -2,7 +2,9 @@
 
 Rule: entries reach the disk in the order of submission or not yet; none is
 dropped and none is written twice. A disk that fails or fills up is tried again
-every second and the problem is told, while submitting goes on.
+every second and the problem is told, while submitting goes on. A journal that
+another process has taken over, or a defect of ours, ends the thread: from then
+on every call says so, and nothing more becomes durable.
 
     submit --> JournalWriter.append --> [thread] write at once, fdatasync every interval_s or on demand
                                                      |
@@ -13,9 +15,10 @@ from __future__ import annotations
 
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
 
-from keystone_mpi.core.errors import ClusterError, InternalError
+from keystone_mpi.core.errors import ClusterError, InternalError, LeaseHeldError
 from keystone_mpi.records.entries import Entry
 from keystone_mpi.records.journal import JournalWriter
 
@@ -58,6 +61,8 @@ class Committer:
         self._seen = 0
         """Sequence that the thread has handed to the kernel."""
         self._problem = ""
+        self._end: LeaseHeldError | InternalError | None = None
+        """Why the thread has ended before it was closed; None: it has not."""
         self._closing = False
         self._abandoned = False
         self._thread = threading.Thread(target=self._run, name="keystone-committer", daemon=True)
@@ -80,7 +85,14 @@ class Committer:
 
     @property
     def problem(self) -> str:
-        """What keeps entries from the disk now; empty: nothing."""
+        """What keeps entries from the disk now; empty: nothing.
+
+        Raises
+        ------
+        LeaseHeldError, InternalError
+            Nothing will become durable any more; `submit`, `push` and `wait` raise it too.
+        """
+        self._check()
         return self._problem
 
     def submit(self, entries: Sequence[Entry]) -> int:
@@ -92,6 +104,7 @@ class Committer:
             Sequence number of the last one; they count from 1.
         """
         with self._wake:
+            self._check()
             if self._closing:
                 raise InternalError(f"journal {self._writer.path}: submit after close")
             # Encoded here, so that an entry that cannot be is the caller's error, not the thread's.
@@ -118,12 +131,16 @@ class Committer:
             it has caught up, further pushes return at once.
         """
         with self._wake:
+            self._check()
             if self._lags and self._written < self._pushed:
                 return False
             self._lags = False
             self._pushed = self._submitted
             self._wake.notify_all()
-            done = self._wake.wait_for(lambda: self._written >= self._pushed, timeout_s)
+            done = self._wake.wait_for(
+                lambda: self._written >= self._pushed or self._end is not None, timeout_s
+            )
+            self._check()
             self._lags = not done
             return done
 
@@ -132,7 +149,11 @@ class Committer:
         with self._wake:
             self._demanded = max(self._demanded, min(sequence, self._submitted))
             self._wake.notify_all()
-            return self._wake.wait_for(lambda: self._durable >= sequence, timeout_s)
+            self._wake.wait_for(lambda: self._durable >= sequence or self._end is not None, timeout_s)
+            if self._durable >= sequence:
+                return True
+            self._check()
+            return False
 
     def close(self, timeout_s: float = 10.0) -> bool:
         """Make everything durable and end the thread.
@@ -173,12 +194,17 @@ class Committer:
                     self._writer.sync()
                     synced_at = time.monotonic()
                     self._advance(sequence)
-            except ClusterError as error:
+            except LeaseHeldError as error:
+                self._give_up(error)
+                return
+            except (ClusterError, OSError) as error:
                 self._fail(str(error))
                 continue
-            except Exception as error:  # a dead thread would lose entries silently: tell it and try again
-                self._fail(f"internal error in the journal's thread: {error!r}")
-                continue
+            except Exception as error:  # ours, and trying again would not mend it
+                defect = InternalError(f"the journal's thread failed:\n{traceback.format_exc().rstrip()}")
+                defect.__cause__ = error
+                self._give_up(defect)
+                return
             with self._wake:
                 self._seen = sequence
                 if not self._urgent():
@@ -210,6 +236,19 @@ class Committer:
             self._wake.notify_all()
         if changed:
             self._on_progress()
+
+    def _give_up(self, end: LeaseHeldError | InternalError) -> None:
+        """Have everybody learn that nothing more becomes durable."""
+        with self._wake:
+            self._end = end
+            self._wake.notify_all()
+        self._writer.close()
+        self._on_progress()
+
+    def _check(self) -> None:
+        """Raise what ended the thread, if something did; anew, since several threads may ask."""
+        if self._end is not None:
+            raise type(self._end)(*self._end.args) from self._end
 
     def _fail(self, problem: str) -> None:
         with self._wake:

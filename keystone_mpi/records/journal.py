@@ -2,7 +2,10 @@
 
 Rule: what lies before a cut, a torn write or a flipped bit is read back whole;
 what lies behind it is not guessed at. Bytes stay in memory until a sync has
-succeeded, and are written again at the same place when one has failed.
+succeeded, and are written again at the same place when one has failed. Nothing
+is called durable in a file that is no longer the journal of its output: whoever
+takes a run over *seals* the journal before reading it to its end, and a writer
+looks for that, and for its file at its path, after every sync.
 
     append --> filling --(write: pwrite)--> written --(sync: fdatasync)--> durable, forgotten
                                               ^                 |
@@ -15,6 +18,7 @@ succeeded, and are written again at the same place when one has failed.
 from __future__ import annotations
 
 import os
+import stat
 import struct
 import threading
 import zlib
@@ -23,7 +27,7 @@ from pathlib import Path
 
 import msgspec
 
-from keystone_mpi.core.errors import ClusterError, OutputError
+from keystone_mpi.core.errors import ClusterError, LeaseHeldError, OutputError
 from keystone_mpi.records.entries import JOURNAL_FORMAT, Entry, RunOpened
 
 MAGIC = b"KEYSTONE-JOURNAL\n"
@@ -95,13 +99,17 @@ class JournalWriter:
                 self._descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
                 os.ftruncate(self._descriptor, offset)
                 _pwrite_all(self._descriptor, HEADER, 0)
+            self._file = _identity(os.fstat(self._descriptor))
         except FileExistsError as error:
             raise ClusterError(
                 f"journal {path} exists already: another run writes it, or one died and was not recovered; "
                 "`keystone-mpi status` on the output file says which"
             ) from error
         except OSError as error:
-            raise ClusterError(f"journal {path} cannot be opened: {error.strerror}") from error
+            raise ClusterError(
+                f"journal {path} cannot be opened: {error.strerror} "
+                "(make room or check the mount; the same command again continues)"
+            ) from error
         self._offset = offset
         self._synced_offset = offset
 
@@ -156,6 +164,7 @@ class JournalWriter:
                         done += os.pwrite(self._descriptor, view[done:], self._offset + done)
             except OSError as error:
                 self._cut_tail(buffer, done)
+                self._check_place()
                 raise ClusterError(f"journal {self.path} cannot be written: {error.strerror}") from error
             self._offset += done
             self._unwritten_from += 1
@@ -168,6 +177,9 @@ class JournalWriter:
         ClusterError
             The sync failed. Linux then forgets which pages were dirty, so all
             bytes since the last good sync are written again by the next `write`.
+        LeaseHeldError
+            The file is not the journal any more: what was written since the
+            last good sync may be lost.
         """
         if self._unwritten_from == 0:
             return
@@ -176,7 +188,9 @@ class JournalWriter:
         except OSError as error:
             self._offset = self._synced_offset
             self._unwritten_from = 0
+            self._check_place()
             raise ClusterError(f"journal {self.path} cannot be synced: {error.strerror}") from error
+        self._check_place()
         del self._unsynced[: self._unwritten_from]
         self._unwritten_from = 0
         self._synced_offset = self._offset
@@ -199,6 +213,31 @@ class JournalWriter:
             os.close(self._descriptor)
             self._descriptor = -1
 
+    def _check_place(self) -> None:
+        """Hold that whoever reads the journal reads this very file, to its end."""
+        try:
+            # Opened, not only looked up: that is when a network file system asks its server.
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                present = os.fstat(descriptor)
+            finally:
+                os.close(descriptor)
+        except FileNotFoundError:
+            found = "was removed"
+        except OSError as error:
+            raise ClusterError(f"journal {self.path} cannot be looked at: {error.strerror}") from error
+        else:
+            if _identity(present) != self._file:
+                found = "is another start's by now"
+            elif _is_sealed(present):
+                found = "is being put into the results file by another process"
+            else:
+                return
+        raise LeaseHeldError(
+            f"journal {self.path} {found}: this master was silent for so long that it was taken for dead. It "
+            "stops; what it had acknowledged is safe, and `keystone-mpi status` on the results file shows it"
+        )
+
     def _cut_tail(self, buffer: bytearray, done: int) -> None:
         """Keep the whole frames among the `done` bytes of a buffer and cut off the torn one.
 
@@ -218,6 +257,35 @@ class JournalWriter:
             os.ftruncate(self._descriptor, self._offset)
         except OSError:
             pass  # not vital: readers stop at a torn frame and the next write covers it
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
+def _is_sealed(status: os.stat_result) -> bool:
+    return not status.st_mode & stat.S_IWUSR
+
+
+def seal(path: Path) -> None:
+    """Tell the journal's writer, if it lives after all, that nothing more is taken from it.
+
+    Whoever recovers a journal seals it, reads it to its end, removes it: a
+    writer that finds no seal *after* a sync knows that its bytes will be read.
+    """
+    try:
+        os.chmod(path, stat.S_IMODE(os.stat(path).st_mode) & ~0o222)
+    except OSError:
+        pass  # somebody else's file, or no modes here: that the path is gone then has to tell it
+
+
+def journal_identity(path: Path) -> tuple[int, int] | None:
+    """Return which file is the journal; None: there is none that its writer may go on with."""
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return None if _is_sealed(status) else _identity(status)
 
 
 def _pwrite_all(descriptor: int, data: bytes | bytearray, offset: int) -> None:

@@ -3,7 +3,8 @@
 Rule: a lease file appears whole or not at all (temp file, then `link`). Only
 its holder rewrites it. A dead holder's lease is replaced by whoever first
 makes the *claim* named after that very lease, so two starts that both find it
-dead do not both win. A holder that finds another's lease in its place stops.
+dead do not both win. A holder that finds another's lease in its place stops,
+and so does one whose lease and journal are both gone: it was taken for dead.
 
     none ----- link(temp, OUT.lease) ------------------------------------> held
     dead ----- link(temp, claim of that lease) -- still the same? -- rename(temp, OUT.lease) --> held
@@ -11,7 +12,10 @@ dead do not both win. A holder that finds another's lease in its place stops.
     held ----- release: still mine? -- unlink ----------------------------> none
 
 Alive means: on the same boot of the same machine, a process with that pid and
-that start time; elsewhere, a stamp younger than a minute.
+that start time; elsewhere, a stamp younger than a minute. Known to be dead
+means: no such process there; elsewhere, the batch system says so. A start may
+replace a holder that is not alive, a mere reader only one known to be dead: the
+other may be suspended, or cut off from the disk, and go on.
 """
 
 from __future__ import annotations
@@ -28,9 +32,11 @@ from typing import Any
 import msgspec
 
 from keystone_mpi.core.errors import ClusterError, LeaseHeldError
+from keystone_mpi.records.journal import journal_identity
 
 STALE_S = 60.0
 """A lease of another machine that was not renewed for this long is dead."""
+_ADVICE = "(make room or check the mount; the same command again continues)"
 _MAX_CLAIMS = 8
 """Depth of claims on claims: each needs one more process that died within milliseconds."""
 
@@ -69,9 +75,29 @@ class LeaseInfo(msgspec.Struct, frozen=True, kw_only=True):
         """
         if self.pid <= 0:
             return (time.time() if now is None else now) - self.stamp < STALE_S
-        if self.boot_id == _boot_id() and self.pid_namespace == _pid_namespace():
+        if self.is_here:
             return process_start(self.pid) == self.pid_started
         return (time.time() if now is None else now) - self.stamp < STALE_S
+
+    @property
+    def is_here(self) -> bool:
+        """Whether its process, if it lives, can be seen from here."""
+        return self.boot_id == _boot_id() and self.pid_namespace == _pid_namespace()
+
+    def is_known_dead(self, is_gone: Callable[[str], bool] | None = None) -> bool:
+        """Tell whether the holder certainly runs no more.
+
+        Parameters
+        ----------
+        is_gone : callable, optional
+            Tells of its `job_id` whether that job has ended; asked only of a
+            holder that cannot be seen from here.
+        """
+        if self.pid <= 0:
+            return False
+        if self.is_here:
+            return process_start(self.pid) != self.pid_started
+        return bool(self.job_id) and is_gone is not None and is_gone(self.job_id)
 
     def holder(self) -> str:
         """Describe the holder in a few words."""
@@ -88,6 +114,8 @@ class Lease:
         self.path = path
         self.info = info
         self._released = False
+        self._journal: tuple[int, int] | None = None
+        """Which file was the journal at the last renewal; None: there was none."""
 
     def renew(
         self, status: dict[str, Any] | None = None, *, run_id: str | None = None, epoch: int | None = None
@@ -104,7 +132,8 @@ class Lease:
         Raises
         ------
         LeaseHeldError
-            The lease is another's now: this master has to stop at once.
+            The lease is another's now, or was and the journal is gone: this
+            master has to stop at once.
         ClusterError
             The disk does not take it. The stamp was renewed all the same
             where the file system allows that.
@@ -113,8 +142,20 @@ class Lease:
         if found is not None and found.token != self.info.token:
             raise LeaseHeldError(
                 f"lease {self.path}: taken over by {found.holder()} (epoch {found.epoch}, this is epoch "
-                f"{self.info.epoch}); this master stops"
+                f"{self.info.epoch}); this master stops. What it had acknowledged is safe: "
+                f"`keystone-mpi status` on {self._output_name} shows it"
             )
+        try:
+            journal = journal_identity(self.path.with_name(f"{self._output_name}.journal"))
+        except OSError:
+            journal = self._journal  # not to be told now; its writer looks too
+        if found is None and self._journal is not None and journal != self._journal:
+            raise LeaseHeldError(
+                f"lease {self.path} and the journal beside it are gone: this master (epoch "
+                f"{self.info.epoch}) was silent for so long that it was taken for dead. It stops; what it "
+                f"had acknowledged is safe: `keystone-mpi status` on {self._output_name} shows it"
+            )
+        self._journal = journal or self._journal
         self.info = msgspec.structs.replace(
             self.info,
             stamp=time.time(),
@@ -134,7 +175,9 @@ class Lease:
                 os.utime(self.path)  # needs no space; readers take the later of both times
             except OSError:
                 pass
-            raise ClusterError(f"lease {self.path} cannot be renewed: {error.strerror}") from error
+            raise ClusterError(
+                f"lease {self.path} cannot be renewed: {error.strerror}; make room or check the mount"
+            ) from error
 
     def release(self) -> None:
         """Remove the lease, if it is still ours. Doing it twice is harmless."""
@@ -145,6 +188,10 @@ class Lease:
         if found is not None and found.token == self.info.token:
             self.path.unlink(missing_ok=True)
         _clean(self.path)
+
+    @property
+    def _output_name(self) -> str:
+        return self.path.name.removesuffix(".lease")
 
     def __enter__(self) -> Lease:
         return self
@@ -173,6 +220,7 @@ def acquire(
     job_id: str = "",
     status: dict[str, Any] | None = None,
     is_gone: Callable[[str], bool] | None = None,
+    only_known_dead: bool = False,
 ) -> Lease:
     """Become the one master of an output file.
 
@@ -188,7 +236,9 @@ def acquire(
         JSON-able facts for readers.
     is_gone : callable, optional
         Tells of a holder's `job_id` whether that job has ended: its lease is
-        taken over although its stamp is young.
+        taken over although its stamp is young. Not asked of a holder on this machine.
+    only_known_dead : bool
+        Respect a holder that is only silent, however long: see `LeaseInfo.is_known_dead`.
 
     Raises
     ------
@@ -214,14 +264,21 @@ def acquire(
         status=status or {},
     )
     try:
-        _take(path, info, depth=0, is_gone=is_gone)
+        _take(path, info, depth=0, is_gone=is_gone, only_known_dead=only_known_dead)
     except OSError as error:
-        raise ClusterError(f"lease {path} cannot be made: {error.strerror}") from error
+        raise ClusterError(f"lease {path} cannot be made: {error.strerror} {_ADVICE}") from error
     _clean(path)
     return Lease(path, info)
 
 
-def _take(path: Path, info: LeaseInfo, depth: int, is_gone: Callable[[str], bool] | None = None) -> None:
+def _take(
+    path: Path,
+    info: LeaseInfo,
+    *,
+    depth: int,
+    is_gone: Callable[[str], bool] | None,
+    only_known_dead: bool,
+) -> None:
     """Put `info` at `path`, where there is nothing or a dead holder's record."""
     while True:
         temp = _write_temp(path, info)
@@ -234,14 +291,15 @@ def _take(path: Path, info: LeaseInfo, depth: int, is_gone: Callable[[str], bool
         found = _read(path)
         if found is None:  # released this moment
             continue
-        if found.is_alive(now) and not (found.job_id and is_gone is not None and is_gone(found.job_id)):
+        is_silent = not only_known_dead and not found.is_alive(now)
+        if not is_silent and not found.is_known_dead(is_gone):
             raise _held(path, found, now)
         if depth >= _MAX_CLAIMS:
             raise ClusterError(
                 f"lease {path}: too many dead claims; remove .{path.name}-claim-* and try again"
             )
         claim = _claim_path(path, found, depth)
-        _take(claim, info, depth + 1)
+        _take(claim, info, depth=depth + 1, is_gone=None, only_known_dead=only_known_dead)
         try:
             # Only the holder of the claim may replace this very record. It may have been replaced
             # before the claim was ours.
@@ -260,10 +318,9 @@ def _claim_path(path: Path, found: LeaseInfo, depth: int) -> Path:
 
 def _held(path: Path, found: LeaseInfo, now: float) -> LeaseHeldError:
     age_s = max(0.0, now - found.stamp)
-    same_machine = found.boot_id == _boot_id() and found.pid_namespace == _pid_namespace()
     advice = (
         "look at it with `keystone-mpi status`, stop it with `keystone-mpi drain`"
-        if same_machine
+        if found.is_here
         else f"if that process is dead, wait until the lease is {STALE_S:.0f} s old and try again"
     )
     return LeaseHeldError(
@@ -279,7 +336,7 @@ def _read(path: Path) -> LeaseInfo | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise ClusterError(f"lease {path} cannot be read: {error.strerror}") from error
+        raise ClusterError(f"lease {path} cannot be read: {error.strerror}; check the mount") from error
     try:
         info = msgspec.json.decode(data, type=LeaseInfo)
     except msgspec.DecodeError:

@@ -30,6 +30,7 @@ from keystone_mpi.records.attempts import (
     results_of_row,
 )
 from keystone_mpi.records.entries import AddedTask, RunOpened
+from keystone_mpi.records.journal_rest import damaged_path
 from keystone_mpi.records.lease import LeaseInfo
 from keystone_mpi.records.programs import read_request, with_added_params, with_recipes
 from keystone_mpi.records.store import ColumnSource
@@ -115,6 +116,21 @@ class RunView:
     def needs_recovery(self) -> bool:
         """Whether a master is gone and its journal is still there."""
         return self._head is not None and not self._is_held
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether its master, on another machine, was not heard of for long: dead, suspended or cut off."""
+        return self.needs_recovery and self.lease is not None and not self.lease.is_known_dead()
+
+    @property
+    def lost(self) -> list[str]:
+        """What the file had to do without, for people."""
+        from keystone_mpi.records.store.shards import describe_lost
+
+        damaged = damaged_path(self.path)
+        found = [f"{damaged.name} holds records that could not be read"] if damaged.exists() else []
+        unreadable = self._snapshot.attribute("unreadable_shards") if self._snapshot is not None else ""
+        return [*found, describe_lost(self.path, unreadable)] if unreadable else found
 
     @property
     def generation(self) -> str:

@@ -2,10 +2,12 @@
 
 Rule: looking takes no lock and changes nothing. A view is built from one
 generation of the file and the journal behind that generation's offset; when a
-fold, a finish or a new start happens in between, it is built again.
+fold, a finish or a new start happens in between, it is built again. Whoever
+only looks brings a run to its end if its master is known to be dead, never if
+it is merely silent: that master may wake up and go on. A new start may do it.
 
     OUT (one generation) + OUT.journal[offset:] + OUT.lease --open_view--> RunView
-    died run: --recover--> final fold, journal removed
+    died run: --recover--> journal sealed, final fold, journal removed
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from typing import TYPE_CHECKING
 
 from keystone_mpi.core.errors import ClusterError, LeaseHeldError, OutputError
 from keystone_mpi.records.attempts import AttemptView
-from keystone_mpi.records.journal import journal_path, read_head, read_journal
+from keystone_mpi.records.journal import journal_path, read_head, read_journal, seal
+from keystone_mpi.records.journal_rest import set_damaged_aside
 from keystone_mpi.records.lease import Lease, acquire, read_lease
 from keystone_mpi.records.run_view import RunView
 from keystone_mpi.records.store import ColumnSource, finish, fold
@@ -35,6 +38,7 @@ __all__ = [
 MakeColumns = Callable[[bytes, list[tuple[int, int]]], ColumnSource]
 """(spec, added points) -> parameters of the tasks that a start added."""
 
+_LATE_FOLDS = 5
 _RETRIES = 200
 _RETRY_PAUSE_S = 0.01
 
@@ -130,7 +134,14 @@ def _is_still(output_path: Path, snapshot: Snapshot) -> bool:
         now.close()
 
 
-def recover(output_path: Path, columns: MakeColumns | None = None, *, lease: Lease | None = None) -> bool:
+def recover(
+    output_path: Path,
+    columns: MakeColumns | None = None,
+    *,
+    lease: Lease | None = None,
+    is_gone: Callable[[str], bool] | None = None,
+    notice: Callable[[str], None] | None = None,
+) -> bool:
     """Bring the file of a run that died to its end: fold the whole journal, then remove it.
 
     Parameters
@@ -139,13 +150,20 @@ def recover(output_path: Path, columns: MakeColumns | None = None, *, lease: Lea
     columns : callable, optional
         As for `open_view`.
     lease : Lease, optional
-        The caller's own lease on this output; None: one is taken for the time of the recovery.
+        The caller's own lease on this output. None: the caller only looks;
+        one is taken for the time of the recovery, from a holder that is
+        known to be dead.
+    is_gone : callable, optional
+        Tells of a holder's batch job whether it has ended; see `lease.acquire`.
+    notice : callable, optional
+        Told of what could not be brought into the file.
 
     Returns
     -------
     bool
         True when there was something to recover. False when nobody died, the
-        run is going on, or another process is recovering it right now.
+        run is going on, its holder is silent but not known to be dead, or
+        another process is recovering it right now.
 
     Raises
     ------
@@ -153,26 +171,29 @@ def recover(output_path: Path, columns: MakeColumns | None = None, *, lease: Lea
         The folder cannot be written. `open_view` shows the truth all the same.
     """
     if lease is not None:
-        return _recover(output_path, columns)
+        return _recover(output_path, columns, notice)
     journal = journal_path(output_path)
     held = read_lease(output_path)
-    if (held is not None and held.is_alive()) or (held is None and not journal.exists()):
+    if (held is not None and not held.is_known_dead(is_gone)) or (held is None and not journal.exists()):
         return False
     head = read_head(journal)
     run_id, epoch = (head.run_id, head.epoch) if head is not None else ("", 0)
     try:
-        with acquire(output_path, run_id=run_id, epoch=epoch):
-            return _recover(output_path, columns)
+        with acquire(output_path, run_id=run_id, epoch=epoch, is_gone=is_gone, only_known_dead=True):
+            return _recover(output_path, columns, notice)
     except LeaseHeldError:
         return False
 
 
-def _recover(output_path: Path, columns: MakeColumns | None) -> bool:
+def _recover(output_path: Path, columns: MakeColumns | None, notice: Callable[[str], None] | None) -> bool:
     """Recover under a lease that is held."""
     journal = journal_path(output_path)
     head = read_head(journal)
     if head is None:
         # Cut before its first entry, so it says nothing; or finished, and only a lease was left behind.
+        damage = set_damaged_aside(output_path, 0) if journal.exists() else ""
+        if damage and notice is not None:
+            notice(damage)
         journal.unlink(missing_ok=True)
         return False
     from keystone_mpi.records.store.inspecting import inspect
@@ -180,6 +201,14 @@ def _recover(output_path: Path, columns: MakeColumns | None) -> bool:
     present = inspect(output_path) if output_path.exists() else None
     lacks_rows = present is None or present.journal_epoch < head.epoch
     source = columns(head.spec, head.added_points) if columns is not None and lacks_rows else None
-    fold(output_path, journal, source, final=True)
-    finish(output_path)
+    seal(journal)
+    result = fold(output_path, journal, source, final=True)
+    for _ in range(_LATE_FOLDS):
+        if next(read_journal(journal, result.journal_offset), None) is None:
+            break
+        # Its master woke up and wrote before it saw the seal.
+        result = fold(output_path, journal, source, final=True)
+    for text in finish(output_path):
+        if notice is not None:
+            notice(text)
     return True

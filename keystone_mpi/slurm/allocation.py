@@ -135,18 +135,50 @@ def end_of_allocation(environ: Mapping[str, str] | None = None) -> float | None:
     return None if facts is None else facts.ends_at
 
 
+def present_end(environ: Mapping[str, str] | None = None) -> float | None:
+    """Return when the allocation ends by what Slurm says now: a running job's time limit may be changed.
+
+    Returns
+    -------
+    float or None
+        Seconds since the epoch; None: it has no end.
+
+    Raises
+    ------
+    ClusterError
+        Slurm does not say.
+    """
+    env = os.environ if environ is None else environ
+    job_id = env.get("SLURM_JOB_ID", "")
+    facts = job_facts(job_id) if job_id else None
+    if facts is None:
+        raise ClusterError(f"Slurm knows no job {job_id!r}")
+    return facts.ends_at
+
+
+def parse_cluster(text: str) -> str:
+    """Read ``ClusterName`` from ``scontrol show config``; empty when it is not there."""
+    found = re.search(r"^ClusterName\s*=\s*(\S+)", text, re.MULTILINE)
+    return found.group(1) if found else ""
+
+
 def job_is_gone(job: str) -> bool:
-    """Tell whether Slurm says that a job, as named by `job_name_of`, can have no process any more.
+    """Tell whether Slurm says that a job, as named by `engine.session.job_name`, has no process any more.
 
     Parameters
     ----------
     job : str
-        Job id, followed by ``/N`` for its N-th restart.
+        Job id, followed by ``/N`` for its N-th restart, followed by
+        ``@CLUSTER``. Of another cluster's job, or where the cluster is not
+        named, nothing is known here: job ids repeat from cluster to cluster.
     """
-    job_id, _, restart = job.partition("/")
-    if not job_id.isdigit() or shutil.which("scontrol") is None:
+    number, _, cluster = job.partition("@")
+    job_id, _, restart = number.partition("/")
+    if not job_id.isdigit() or not cluster or shutil.which("scontrol") is None:
         return False
     try:
+        if parse_cluster(ask("scontrol", "show", "config")).casefold() != cluster.casefold():
+            return False
         facts = job_facts(job_id)
     except ClusterError:
         return False

@@ -92,6 +92,27 @@ def deal_path(output_path: Path, count: int) -> Path:
     return output_path.with_name(f"{output_path.stem}.deal-of-{count}.json")
 
 
+def row_in_whole(path: Path, point: int) -> int | None:
+    """Return what a shard's task is called in the file of the whole sweep; None: `path` is no shard.
+
+    Parameters
+    ----------
+    path : Path
+        A results file.
+    point : int
+        The task's point of the sweep.
+    """
+    found = re.fullmatch(r"(.+)\.shard-(\d+)-of-(\d+)", path.stem)
+    if found is None:
+        return None
+    number, count = int(found.group(2)), int(found.group(3))
+    dealt = read_deal(deal_path(path.with_name(f"{found.group(1)}{path.suffix}"), count))
+    if dealt is None or not dealt.rows or not 1 <= number <= len(dealt.shards):
+        return point
+    position = np.flatnonzero(points_of(dealt.shards[number - 1]) == point)
+    return dealt.rows[number - 1][int(position[0])] if len(position) else point
+
+
 def find_shards(output_path: Path) -> dict[int, dict[int, Path]]:
     """Find the shards of a results file: count -> number -> path; one without a file may have a journal."""
     pattern = re.compile(

@@ -10,6 +10,8 @@ alone. No shard is changed.
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,12 +19,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from keystone_mpi.core.errors import ClusterError, OutputError, UserError
+from keystone_mpi.core.errors import ClusterError, LeaseHeldError, OutputError, UserError
 from keystone_mpi.core.model import TaskState
 from keystone_mpi.engine.columns import columns_from_spec
 from keystone_mpi.engine.session import Session, SessionOptions, open_session
 from keystone_mpi.records.lease import lease_path
 from keystone_mpi.records.view import open_view, recover
+from keystone_mpi.slurm.allocation import job_is_gone
 from keystone_mpi.slurm.arrays import deal_path, find_deals, find_shards, read_deal
 from keystone_mpi.sweeps.fingerprint import fingerprint_difference
 from keystone_mpi.sweeps.load import sweep_from_spec
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
 
     from keystone_mpi.engine.plan import RunPlan
     from keystone_mpi.records.entries import Entry
+    from keystone_mpi.records.lease import Lease
     from keystone_mpi.records.store.replaying import Known
     from keystone_mpi.sweeps.sweep import Sweep
 
@@ -39,6 +43,7 @@ BATCH_ENTRIES = 500
 BACKLOG_BYTES = 64 << 20
 SYNC_S = 60.0
 FOLD_S = 3600.0
+RENEWAL_S = 5.0
 
 
 @dataclass(slots=True)
@@ -108,11 +113,11 @@ def merge(
     paths = find_shards(output_path).get(chosen, {})
     result = Merged(chosen)
     for number, path in paths.items():
-        recover(path, columns_from_spec)
+        recover(path, columns_from_spec, is_gone=job_is_gone)
         if not path.exists():
             continue
         with open_view(path, columns_from_spec) as view:
-            if view.phase == "running":
+            if view.phase == "running" or view.is_silent:
                 result.running.append(number)
                 continue
             result.gathered.append(number)
@@ -192,8 +197,10 @@ def _merge_into(session: Session, shards: dict[int, Path], result: Merged, comma
     session.begin(command_line, _nothing, created=result.created)
     committer = session.committer
     assert committer is not None
+    lease = _Lease(session.lease)
     batch = [first]
     for entry in additions:
+        lease.keep()
         batch.append(entry)
         if len(batch) >= BATCH_ENTRIES:
             sequence = committer.submit(batch)
@@ -208,11 +215,40 @@ def _merge_into(session: Session, shards: dict[int, Path], result: Merged, comma
     left += [f"{tasks} tasks of shard {number} are left" for number, tasks in result.unfinished.items()]
     result.changed = True
     state = "interrupted" if left else "complete"
-    result.problem = session.close(state=state, reason="; ".join(left[:5]), timeout_s=FOLD_S)
+    over = threading.Event()
+
+    def meanwhile(timeout_s: float) -> None:
+        over.wait(timeout_s)
+        lease.keep()
+
+    result.problem = session.close(
+        state=state, reason="; ".join(left[:5]), timeout_s=FOLD_S, meanwhile=meanwhile, wake=over.set
+    )
 
 
 def _nothing() -> None:
     return
+
+
+class _Lease:
+    """The lease of a merge, renewed as it goes on: a large one takes longer than a lease lasts."""
+
+    def __init__(self, lease: Lease) -> None:
+        self._lease = lease
+        self._next_renewal = 0.0
+
+    def keep(self) -> None:
+        """Renew it when it is time; a disk that does not take it now will take it later."""
+        now = time.monotonic()
+        if now < self._next_renewal:
+            return
+        self._next_renewal = now + RENEWAL_S
+        try:
+            self._lease.renew()
+        except LeaseHeldError:
+            raise
+        except ClusterError:
+            return
 
 
 def _additions(plan: RunPlan, output_path: Path, shards: dict[int, Path], result: Merged) -> Iterator[Entry]:

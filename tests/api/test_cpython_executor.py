@@ -103,7 +103,7 @@ class TestExecutor:
     def test_map_timeout(self, executor):
         results = []
         with pytest.raises(futures.TimeoutError):  # noqa: PT012
-            for i in executor.map(time.sleep, [0, 0, 2], timeout=1):
+            for i in executor.map(time.sleep, [0, 0, 1.2], timeout=0.8):
                 results.append(i)
         assert results == [None, None]
 
@@ -274,14 +274,14 @@ class TestShutdown:
 class TestWait:
     def test_20369(self, executor):
         # See https://bugs.python.org/issue20369
-        future = executor.submit(time.sleep, 0.5)
+        future = executor.submit(time.sleep, 0.2)
         done, not_done = futures.wait([future, future], return_when=futures.ALL_COMPLETED)
         assert done == {future}
         assert not_done == set()
 
     def test_first_completed(self, executor):
         future1 = executor.submit(mul, 21, 2)
-        future2 = executor.submit(time.sleep, 1.0)
+        future2 = executor.submit(time.sleep, 0.5)
         done, not_done = futures.wait(
             [CANCELLED_FUTURE, future1, future2], return_when=futures.FIRST_COMPLETED
         )
@@ -289,7 +289,7 @@ class TestWait:
         assert not_done == {CANCELLED_FUTURE, future2}
 
     def test_first_completed_some_already_completed(self, executor):
-        future1 = executor.submit(time.sleep, 0.5)
+        future1 = executor.submit(time.sleep, 0.2)
         finished, pending = futures.wait(
             [CANCELLED_AND_NOTIFIED_FUTURE, SUCCESSFUL_FUTURE, future1], return_when=futures.FIRST_COMPLETED
         )
@@ -306,7 +306,7 @@ class TestWait:
 
     def test_first_exception_some_already_complete(self, executor):
         future1 = executor.submit(divmod, 21, 0)
-        future2 = executor.submit(time.sleep, 1.0)
+        future2 = executor.submit(time.sleep, 0.5)
         finished, pending = futures.wait(
             [SUCCESSFUL_FUTURE, CANCELLED_FUTURE, CANCELLED_AND_NOTIFIED_FUTURE, future1, future2],
             return_when=futures.FIRST_EXCEPTION,
@@ -315,7 +315,7 @@ class TestWait:
         assert pending == {CANCELLED_FUTURE, future2}
 
     def test_first_exception_one_already_failed(self, executor):
-        future1 = executor.submit(time.sleep, 0.5)
+        future1 = executor.submit(time.sleep, 0.2)
         finished, pending = futures.wait([EXCEPTION_FUTURE, future1], return_when=futures.FIRST_EXCEPTION)
         assert finished == {EXCEPTION_FUTURE}
         assert pending == {future1}
@@ -366,7 +366,7 @@ class TestAsCompleted:
         """``futures.as_completed`` timing out before completing its final future."""
         already_completed = {CANCELLED_AND_NOTIFIED_FUTURE, EXCEPTION_FUTURE, SUCCESSFUL_FUTURE}
         completed_futures = set()
-        future = executor.submit(time.sleep, 1.0)
+        future = executor.submit(time.sleep, 0.5)
         with pytest.raises(futures.TimeoutError):  # noqa: PT012
             for f in futures.as_completed(already_completed | {future}, timeout):
                 completed_futures.add(f)

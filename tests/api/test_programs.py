@@ -182,7 +182,7 @@ print(states.count("SUCCESS") in (2, 3, 4), states.count("PENDING") >= 2)
 def test_status_show_and_drain_from_another_shell(run: Callable[..., Any], folder: Path) -> None:
     done = run(WATCHED).check()
     assert done.stdout.splitlines() == [
-        "running 1 2 4 7", "True", "ClusterError drained", "True True"
+        "running 1 2 4 7", "True", "RunInterruptedError stopped (keystone-mpi drain out.h5)", "True True"
     ], done.output  # fmt: skip
     assert "stopping (keystone-mpi drain out.h5)" in done.stderr
     with h5py.File(folder / "out.h5") as file:

@@ -253,6 +253,18 @@ def test_a_wrong_task_among_many_submits_none(pipeline: TaskPipeline) -> None:
     assert pipeline.submit_task(*SOLVE) == "0"
 
 
+def test_a_callback_that_cannot_be_called_is_refused_at_the_call(pipeline: TaskPipeline) -> None:
+    with pytest.raises(RequestError, match="callback must be callable, not 3"):
+        pipeline.parameter_sweep(*SOLVE, {"x": [1]}, callback=3)
+    assert pipeline.submit_task(*SOLVE) == "0", "nothing was half-submitted"
+    for wait in (
+        lambda: pipeline.wait_for_workflow(["0"], callback="x"),
+        lambda: pipeline.monitor_task("0", 3),
+    ):
+        with pytest.raises(RequestError, match="callback must be callable"):
+            wait()
+
+
 def test_unknown_ids_are_key_errors_that_say_so(pipeline: TaskPipeline) -> None:
     pipeline.submit_task(*SOLVE)
     asks = (pipeline.get_task_status, pipeline.wait_for_task, pipeline.cancel_task, pipeline.monitor_task)

@@ -53,7 +53,9 @@ CORE_PATHS_ALLOWED = {"core/errors.py": {"pathlib"}}
 """errors.py only names the type of a path in a message."""
 
 MAY_EXIT = {
+    "engine/parting.py": "a rank that waits in MPI_Finalize for one that is gone cannot come back",
     "engine/worker_exit.py": "a worker rank of a program serves and never comes back into the program",
+    "engine/program_exit.py": "an interrupted program ends with 75; Python forgets what exit hooks raise",
     "execution/launcher.py": "a forked slot process must not run the launcher's exit handlers",
 }
 """Modules outside cli that may end their process, and why."""
@@ -222,12 +224,15 @@ def test_help_loads_no_command() -> None:
 
 WORKER_MODULES = [
     "keystone_mpi.engine.worker", "keystone_mpi.execution.launcher_client", "keystone_mpi.engine.worker_exit",
-    "keystone_mpi.cli.program",
+    "keystone_mpi.cli.program", "keystone_mpi.engine.serving",
 ]  # fmt: skip
 
 
 def test_a_worker_loads_neither_the_file_nor_the_screen() -> None:
-    present = [name for name in WORKER_MODULES if (ROOT / f"{name.replace('.', '/')}.py").exists()]
-    assert present
-    statement = "; ".join(f"import {name}" for name in present)
-    assert loaded_by(statement) & {"h5py", "rich", "click", "scipy"} == set()
+    statement = "; ".join(f"import {name}" for name in WORKER_MODULES)
+    assert loaded_by(statement) & {"h5py", "rich", "click", "scipy", "numpy"} == set()
+
+
+def test_a_master_loads_arrays_and_the_file_only_when_it_needs_them() -> None:
+    statement = "import keystone_mpi.cli.run, keystone_mpi.engine.run, keystone_mpi.sweeps.load"
+    assert loaded_by(statement) & {"h5py", "rich", "numpy"} == set()

@@ -266,6 +266,31 @@ def test_a_run_that_died(keystone, slow, tmp_path: Path) -> None:
     assert "interrupted" in keystone(["show", "slow.h5", "1"]).check(0).stdout
 
 
+def test_a_master_elsewhere_that_is_silent_is_let_alone(keystone, slow, tmp_path: Path, wait_until) -> None:
+    lease = tmp_path / "slow.h5.lease"
+    os.kill(slow.pid, signal.SIGSTOP)
+    try:
+        lease.write_text(json.dumps(json.loads(lease.read_text()) | {"boot_id": "another", "host": "n17"}))
+        os.utime(lease, (time.time() - 605, time.time() - 605))
+        text = keystone(["status", "slow.h5"]).check(0).stdout
+        assert "is silent; if it is dead, the same run command takes over" in text
+        assert f"process {slow.pid} on n17 was last heard of 10 min ago" in text
+        facts = status(keystone, "slow.h5")
+        assert facts["state"] == "silent"
+        assert (facts["completed"], facts["pending"]) == (1, 3)
+        shown = keystone(["show", "slow.h5", "0"]).check(0)
+        assert "was last heard of" in shown.stderr
+        assert "task 0" in shown.stdout
+        assert "is silent" in keystone(["status", "--watch", "slow.h5"]).check(0).stdout
+        assert (tmp_path / "slow.h5.journal").exists()
+    finally:
+        os.kill(slow.pid, signal.SIGCONT)
+    wait_until(lambda: time.time() - lease.stat().st_mtime < 60, 20.0)
+    facts = status(keystone, "slow.h5")
+    assert facts["state"] == "running"
+    assert (facts["completed"], facts["running"]) == (1, 2)
+
+
 @pytest.mark.parametrize("command", ["status", "show", "rerun", "drain"])
 def test_a_file_that_is_not_there(command: str, keystone, mixed: Path) -> None:
     more = ["1"] if command in ("show", "rerun") else []

@@ -356,6 +356,10 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.stopping = self.stopping or self.finish is None
             self.tell(events.StopRequested())
 
+    @rule(in_s=st.sampled_from([None, None, 0.0, 0.05, 50.0]))
+    def the_allocations_end_moves(self, in_s: float | None) -> None:
+        self.tell(events.EndMoved(None if in_s is None else self.now + in_s))
+
     @rule()
     def close(self) -> None:
         self.closed = True
@@ -419,6 +423,9 @@ class SchedulerMachine(RuleBasedStateMachine):
                 assert self.draining
             case FinishReason.STOPPED:
                 assert self.stopping
+            case FinishReason.WALLTIME:
+                assert self.scheduler.time_left.ends_at is not None
+                assert self.finish.pending
             case FinishReason.NO_WORKERS:
                 assert not any((self.draining, self.stopping))
                 assert self.finish.pending

@@ -74,6 +74,28 @@ def test_a_retry_that_no_longer_fits_waits_for_the_next_start() -> None:
     assert bench.scheduler.final_state(0) is None
 
 
+def test_the_end_of_the_allocation_may_move() -> None:
+    """Later: what was set aside is started after all. Earlier: what no longer fits is not."""
+    bench = Bench(open_ended=True, ends_at=10.0)
+    bench.submit(TaskRequest(0, expected_s=5.0), *(TaskRequest(k, expected_s=60.0) for k in (1, 2, 3, 4)))
+    bench.join(1)
+    bench.report(0, duration_s=5.0)
+    assert bench.order() == [0]
+    bench.now = 6.0
+    bench.tell(events.EndMoved(100.0))
+    assert bench.order() == [0, 1]
+    bench.now = 66.0
+    bench.report(1, duration_s=60.0)
+    assert bench.order() == [0, 1]
+    bench.tell(events.EndMoved(None))
+    assert bench.order() == [0, 1, 2]
+    bench.tell(events.EndMoved(130.0))
+    bench.now = 126.0
+    bench.report(2, duration_s=60.0)
+    bench.tell(events.CloseRequested())
+    assert bench.finish() == Finish(FinishReason.WALLTIME, 2)
+
+
 def test_what_is_set_aside_can_be_cancelled() -> None:
     bench = Bench(open_ended=True, ends_at=10.0)
     bench.submit(TaskRequest(0, expected_s=60.0), TaskRequest(1, expected_s=5.0))

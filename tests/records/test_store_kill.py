@@ -30,7 +30,7 @@ from keystone_mpi.records.view import open_view, recover
 TASKS = 6
 CALLS = (
     "pwrite64", "write", "copy_file_range", "fsync", "rename", "unlink", "truncate",
-    "ftruncate", "link", "fchmod",
+    "ftruncate", "link", "fchmod", "chmod",
 )  # fmt: skip
 
 

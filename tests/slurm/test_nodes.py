@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from runs_support import attempts, states, write_sweep
+from runs_support import attempts, command_line_of, states, write_sweep
 from slurm_support import ended, solver, started, workers
 
 pytestmark = pytest.mark.slurm  # with multirank: what depends on the MPI, and runs under both
@@ -204,3 +204,31 @@ def test_the_lease_of_a_dead_host_without_slurm_is_waited_for(
     assert "on node1" in done.stdout
     assert states(tmp_path / "demo.h5") == ["SUCCESS"] * 40
     assert {host for host, _slots in workers(tmp_path / "demo.h5")} == {"node1", "node2"}
+
+
+@pytest.mark.multirank
+def test_no_kill_and_the_batch_host_dies(slurm, cluster, tmp_path: Path, wait_until) -> None:
+    """The script, srun and the master are gone at once; what is left on the other nodes ends by itself."""
+    sweep = write_sweep(tmp_path, solver(0.7), f"x = {{ range = [0, {TASKS}, 1] }}")
+    options = ("-N3", "--ntasks-per-node=1", "--exclusive", "-t10", "-ojob.log", "--no-kill", "--no-requeue")
+    job = slurm.sbatch("export KEYSTONE_SILENCE=4\n" + script(slurm, sweep, "--no-kill"), *options)
+    wait_until(lambda: loaded(tmp_path), timeout_s=40)
+    told = ended(tmp_path / "demo.h5")
+    dead, *others = workers_of_job(cluster, job)
+    assert cluster.job(job)["BatchHost"] == dead
+    cluster.crash(dead)
+    cluster.notice(dead)
+    wait_until(lambda: not any(runs_of(cluster, node) for node in others), timeout_s=30)
+    # Slurm keeps such a job until its time limit, although nothing of it can run any more.
+    cluster.run("scancel", job, check=False)
+    cluster.wait_job(job)
+    assert told.items() <= ended(tmp_path / "demo.h5").items()
+    slurm([*slurm.srun("-N2", "--ntasks-per-node=1", "-c4"), "keystone-mpi", "run", sweep]).check()
+    assert told.items() <= ended(tmp_path / "demo.h5").items()
+    check_story(tmp_path, repeated_at_most=12)
+
+
+def runs_of(cluster, node: str) -> list[int]:
+    """Processes of a run on a node: ranks, launchers and solvers."""
+    lines = {pid: command_line_of(pid) for pid in cluster.processes(node)}
+    return [pid for pid, line in lines.items() if "keystone" in line or "sleep 0.7" in line]

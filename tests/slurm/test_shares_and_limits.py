@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keystone_mpi.core.errors import OutputError, UserError
+from keystone_mpi.core.errors import ClusterError, OutputError, UserError
+from keystone_mpi.engine import session
 from keystone_mpi.slurm import allocation, arrays, walltime
 from keystone_mpi.slurm.arrays import DEAL_FORMAT, Deal, Shard, deal, points_of, ranges_of
 
@@ -157,18 +159,49 @@ def test_without_slurm_nothing_is_known(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setenv("PATH", str(tmp_path))
     assert allocation.end_of_allocation({}) is None
     assert allocation.end_of_allocation({"SLURM_JOB_ID": "1"}) is None
-    assert not allocation.job_is_gone("12")
+    assert not allocation.job_is_gone("12@alpha")
     assert not allocation.job_is_gone("12.server")
     assert allocation.max_array_size() == 1001
 
 
 def test_a_job_that_was_restarted_is_gone_in_its_earlier_life(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(allocation.shutil, "which", lambda name: f"/usr/bin/{name}")
-    monkeypatch.setattr(allocation, "ask", lambda *command, **options: JOB_LINE)
-    assert allocation.job_is_gone("12")
-    assert allocation.job_is_gone("12/1")
-    assert not allocation.job_is_gone("12/2")
-    monkeypatch.setattr(
-        allocation, "ask", lambda *command, **options: JOB_LINE.replace("RUNNING", "NODE_FAIL")
-    )
-    assert allocation.job_is_gone("12/2")
+    monkeypatch.setattr(allocation, "ask", slurm_of("alpha", JOB_LINE))
+    assert allocation.job_is_gone("12@alpha")
+    assert allocation.job_is_gone("12/1@alpha")
+    assert not allocation.job_is_gone("12/2@alpha")
+    monkeypatch.setattr(allocation, "ask", slurm_of("alpha", JOB_LINE.replace("RUNNING", "NODE_FAIL")))
+    assert allocation.job_is_gone("12/2@alpha")
+
+
+def slurm_of(cluster: str, job_line: str) -> Callable[..., str]:
+    """A cluster of that name; no job line: it knows no such job."""
+
+    def ask(*command: str, **options: float) -> str:
+        if command[1:3] == ("show", "config"):
+            return f"ClusterName             = {cluster}\nMaxArraySize = 1001\n"
+        if not job_line:
+            raise ClusterError("scontrol: slurm_load_jobs error: Invalid job id specified")
+        return job_line
+
+    return ask
+
+
+def test_a_job_of_another_cluster_is_not_called_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(allocation.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(allocation, "ask", slurm_of("alpha", ""))
+    assert allocation.job_is_gone("12@alpha")
+    assert allocation.job_is_gone("12/3@Alpha")
+    assert not allocation.job_is_gone("12@beta")
+    assert not allocation.job_is_gone("12"), "of no known cluster"
+
+
+def test_a_job_is_named_with_its_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    monkeypatch.setenv("SLURM_CLUSTER_NAME", "alpha")
+    monkeypatch.delenv("SLURM_RESTART_COUNT", raising=False)
+    assert session.job_name() == "12@alpha"
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
+    assert session.job_name() == "12/2@alpha"
+    monkeypatch.delenv("SLURM_CLUSTER_NAME")
+    assert session.job_name() == "12/2"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -125,3 +126,91 @@ def test_a_signal_to_the_step_drains_it(slurm, cluster, tmp_path: Path, wait_unt
     if number == signal.SIGUSR1:
         assert len(attempts(path)) == done, "what ran was to be finished"
     assert not path.with_name("demo.h5.journal").exists()
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [(signal.SIGTERM, signal.SIGTERM), (signal.SIGINT, signal.SIGINT), (signal.SIGUSR1, signal.SIGTERM)],
+    ids=["TERM-TERM", "INT-INT", "USR1-TERM"],
+)
+def test_a_second_signal_to_the_step_stops_it_at_once(
+    slurm, cluster, tmp_path: Path, wait_until, numbers: tuple[int, int]
+) -> None:
+    """Solvers that take no notice of the first one are killed; they count as not run, and 75 comes out."""
+    sweep = write_sweep(
+        tmp_path, shell("trap '' TERM INT; echo >> started.log; sleep 90"), "x = { range = [0, 20, 1] }"
+    )
+    job = slurm.sbatch(
+        f"{' '.join(slurm.srun('--ntasks-per-node=1'))} keystone-mpi run {sweep.name}; echo code $?",
+        "-N3", "--ntasks-per-node=1", "--exclusive", "-t5", "-ojob.log",
+    )  # fmt: skip
+    path, log = tmp_path / "demo.h5", tmp_path / "job.log"
+    started = tmp_path / "started.log"
+    wait_until(lambda: started.exists() and started.read_text().count("\n") == 12, timeout_s=40)
+    first, second = (signal.Signals(number).name.removeprefix("SIG") for number in numbers)
+    cluster.run("scancel", f"--signal={first}", f"{job}.0")
+    wait_until(lambda: "what runs is finished" in log.read_text(), timeout_s=10)
+    time.sleep(1.0)
+    assert cluster.state(job) == "RUNNING"
+    cluster.run("scancel", f"--signal={second}", f"{job}.0")
+    began = time.monotonic()
+    cluster.wait_job(job)
+    assert time.monotonic() - began < 15, "that was the grace after a single TERM, not the second signal"
+    said = log.read_text()
+    assert "stopping now" in said, said
+    assert "code 75" in said, said
+    assert states(path) == ["PENDING"] * 20
+    assert len(attempts(path)) == 12
+    assert not path.with_name("demo.h5.journal").exists()
+
+
+def test_usr1_may_come_twice(slurm, cluster, tmp_path: Path, wait_until) -> None:
+    """Slurm's warning reaches the step more than once: what runs is finished all the same."""
+    sweep = write_sweep(tmp_path, solver(4.0), "x = { range = [0, 30, 1] }")
+    job = slurm.sbatch(
+        f"{' '.join(slurm.srun('--ntasks-per-node=1'))} keystone-mpi run {sweep.name}; echo code $?",
+        "-N3", "--ntasks-per-node=1", "--exclusive", "-t5", "-ojob.log",
+    )  # fmt: skip
+    started = tmp_path / "started.log"
+    wait_until(lambda: started.exists() and started.read_text().count("\n") == 12, timeout_s=40)
+    for _ in range(2):
+        cluster.run("scancel", "--signal=USR1", f"{job}.0")
+        time.sleep(0.6)
+    cluster.wait_job(job)
+    assert "code 75" in (tmp_path / "job.log").read_text()
+    assert states(tmp_path / "demo.h5").count("SUCCESS") == 12
+
+
+def test_ctrl_c_under_srun(slurm, tmp_path: Path, wait_until) -> None:
+    """srun -X passes each one on. Without it the first only tells, and srun kills at a second one."""
+    sweep = write_sweep(
+        tmp_path, shell("trap '' TERM INT; echo >> started.log; sleep 90"), "x = { range = [0, 20, 1] }"
+    )
+    started = tmp_path / "started.log"
+    run = ["-N3", "--ntasks-per-node=1", "-c4", "keystone-mpi", "run", sweep]
+
+    def start(*options: str):  # type: ignore[no-untyped-def]
+        started.unlink(missing_ok=True)
+        job = slurm.start([*slurm.srun(*options), *run])
+        wait_until(lambda: started.exists() and started.read_text().count("\n") == 12, timeout_s=40)
+        job.send_signal(signal.SIGINT)
+        return job
+
+    job = start("-X")
+    wait_until(lambda: "what runs is finished" in job.output_so_far(), timeout_s=10)
+    time.sleep(1.5)
+    job.send_signal(signal.SIGINT)
+    assert "stopping now" in job.wait(20).check(75).stdout
+    assert states(tmp_path / "demo.h5") == ["PENDING"] * 20
+    job = start()
+    wait_until(lambda: "one more within 1 sec to abort" in job.errors_so_far(), timeout_s=10)
+    job.send_signal(signal.SIGINT)
+    killed = job.wait(20)
+    assert not killed.timed_out, killed.output
+    assert killed.returncode != 0
+    # What was killed with it is listed, and costs nothing; the next start goes on at once.
+    write_sweep(tmp_path, shell("true"), "x = { range = [0, 20, 1] }")
+    done = slurm([*slurm.srun(), *run]).check()
+    assert "took over from process" in done.stdout
+    assert states(tmp_path / "demo.h5") == ["SUCCESS"] * 20
+    assert len(attempts(tmp_path / "demo.h5")) == 12 + 12 + 20

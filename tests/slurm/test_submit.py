@@ -203,6 +203,28 @@ def test_mpiexec_passes_the_warning_of_the_batch_script_on(
     assert found.count("PENDING") == 60 - found.count("SUCCESS")
 
 
+def test_a_changed_time_limit_is_followed(slurm, cluster, tmp_path: Path, wait_until) -> None:
+    """Raised, then lowered: the run says so, and ends by itself before the new limit."""
+    sweep = write_sweep(
+        tmp_path, ["/bin/sh", "-c", "sleep {x}"], "x = [0.1, 0.2, 30.0, 31.0]", "[task]\ntimeout = 90\n"
+    )
+    job = slurm.sbatch(
+        f"export KEYSTONE_ASK_SLURM=1\n{' '.join(slurm.srun('-n1', '-c1'))} "
+        f"keystone-mpi run {sweep.name} --slots 1; echo code $?",
+        "-N1", "-t10", "-ojob.log",
+    )  # fmt: skip
+    log = tmp_path / "job.log"
+    wait_until(lambda: len(ended(tmp_path / "demo.h5")) >= 1, timeout_s=30)
+    cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=20")
+    wait_until(lambda: "time limit was changed: the allocation ends in 20 min" in log.read_text())
+    cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=1")
+    wait_until(lambda: "time limit was changed: the allocation ends in 5" in log.read_text())
+    facts = cluster.wait_job(job)
+    said = log.read_text()
+    assert "code 75" in said, said
+    assert facts["JobState"] == "COMPLETED", "it ended by itself, before the limit"
+
+
 def test_a_run_knows_its_end_without_slurm(slurm, tmp_path: Path) -> None:
     """--walltime elsewhere: a task that is under way is stopped in time, and the run says so."""
     sweep = write_sweep(tmp_path, shell("sleep 60"), "x = [1, 2]")

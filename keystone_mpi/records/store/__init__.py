@@ -59,6 +59,8 @@ class FoldResult:
     """``running``, ``complete`` or ``interrupted``."""
     file_bytes: int
     elapsed_s: float
+    closed: bool
+    """Whether the journal's last entry is in the file; False: the master died, or the journal is damaged."""
     changed: bool
     """Whether a new generation was made; False: there was nothing to add."""
 
@@ -83,7 +85,9 @@ def fold(output_path: Path, journal_path: Path, columns: ColumnSource | None, *,
     OutputError
         The file is not ours, is another run's, or was written by a newer version.
     ClusterError
-        The disk is full or broken. The visible file is untouched; try again.
+        The disk is full or broken, or does not give a large value, or that
+        value is so young that it may still come. The visible file is
+        untouched; try again.
     LeaseHeldError
         A later start of the run owns the file.
     """
@@ -92,8 +96,16 @@ def fold(output_path: Path, journal_path: Path, columns: ColumnSource | None, *,
     return run(output_path, journal_path, columns, final=final)
 
 
-def finish(output_path: Path) -> None:
+def finish(output_path: Path) -> list[str]:
     """Remove journal, shards and drain request of a run whose final fold succeeded.
+
+    A journal with more in it than a kill leaves behind its last entry is
+    damaged: it is renamed to ``OUT.journal.damaged``, and the shards stay.
+
+    Returns
+    -------
+    list of str
+        What is missing in the file, for people.
 
     Raises
     ------
@@ -102,4 +114,4 @@ def finish(output_path: Path) -> None:
     """
     from keystone_mpi.records.store.folding import finish as run
 
-    run(output_path)
+    return run(output_path)

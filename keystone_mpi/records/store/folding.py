@@ -14,6 +14,7 @@ import os
 import shutil
 import time
 from pathlib import Path
+from typing import TypeGuard
 
 import h5py
 import msgspec
@@ -22,12 +23,13 @@ from keystone_mpi.core.errors import ClusterError, InternalError, LeaseHeldError
 from keystone_mpi.records.entries import AttemptEnded, Entry, RunOpened
 from keystone_mpi.records.journal import journal_path as journal_of
 from keystone_mpi.records.journal import read_head, read_journal, sync_folder
+from keystone_mpi.records.journal_rest import set_damaged_aside
 from keystone_mpi.records.lease import read_lease
 from keystone_mpi.records.store import ColumnSource, FoldResult, hdf5
 from keystone_mpi.records.store.applying import OpenFile
 from keystone_mpi.records.store.generation import Generation, remove_stale
 from keystone_mpi.records.store.inspecting import Present, inspect, read_in_flight, reason_of
-from keystone_mpi.records.store.shards import ShardReader, shards_path
+from keystone_mpi.records.store.shards import ShardReader, describe_lost, shards_path
 from keystone_mpi.records.tail import Tail, without_gc
 
 BATCH_ENTRIES = 20_000
@@ -75,6 +77,7 @@ def fold(output_path: Path, journal_path: Path, columns: ColumnSource | None, *,
         state=work.state,
         file_bytes=os.stat(output_path).st_size,
         elapsed_s=time.monotonic() - began,
+        closed=work.closed,
         changed=True,
     )
 
@@ -90,7 +93,9 @@ class _Fold:
         self.entries = 0
         self.attempts = 0
         self.state = "running"
+        self.closed = False
         self._fresh_epoch = present is None or present.journal_epoch != head.epoch
+        self._output_path = output_path
         self._shards = ShardReader(output_path)
         self._opened = OpenFile(file, head, self._shards)
         self._tail = Tail()
@@ -104,6 +109,7 @@ class _Fold:
             self._opened.begin_epoch(columns)
         self._read(journal_path, offset, patient=not final)
         closed = self._tail.closed
+        self.closed = closed is not None
         if final and closed is None:
             self._tail.interrupt_in_flight(time.time())
         self._apply()
@@ -131,15 +137,21 @@ class _Fold:
     def _read(self, journal_path: Path, offset: int, *, patient: bool) -> None:
         self.offset = batch_start = offset
         for end, entry in read_journal(journal_path, offset):
-            if patient and self._must_wait(entry):
-                break
+            if self._must_wait(entry):
+                if patient:
+                    break
+                raise ClusterError(
+                    f"{shards_path(self._output_path)}: a value that task {entry.report.index} wrote there "
+                    f"cannot be seen yet (it is waited for {_SHARD_PATIENCE_S:.0f} s; the same command again "
+                    "continues)"
+                )
             self._tail.add(entry)
             self.offset = end
             if self._tail.entries >= BATCH_ENTRIES or end - batch_start >= BATCH_BYTES:
                 self._apply()
                 batch_start = end
 
-    def _must_wait(self, entry: Entry) -> bool:
+    def _must_wait(self, entry: Entry) -> TypeGuard[AttemptEnded]:
         return (
             isinstance(entry, AttemptEnded)
             and bool(entry.report.large)
@@ -153,25 +165,34 @@ class _Fold:
         self._tail.clear()
 
 
-def finish(output_path: Path) -> None:
+def finish(output_path: Path) -> list[str]:
     """Remove what a finished run needs no more; see `keystone_mpi.records.store.finish`."""
     journal_path = journal_of(output_path)
     present = inspect(output_path)
     if present is None or present.state == "running":
         raise InternalError(f"{output_path}: the journal may not go before the final fold")
     head = read_head(journal_path)
+    missing: list[str] = []
+    damage = ""
     if head is not None:
         offset = present.journal_offset if present.journal_epoch == head.epoch else 0
         if present.journal_epoch < head.epoch or next(read_journal(journal_path, offset), None) is not None:
             raise InternalError(f"{output_path} does not hold all of {journal_path}")
+        damage = set_damaged_aside(output_path, offset)
+        if damage:
+            missing.append(damage)
     output_path.with_name(output_path.name + ".drain").unlink(missing_ok=True)
     remove_stale(output_path)
     with hdf5.open_reader(output_path) as file:
-        keep_shards = bool(hdf5.attribute(file, "unreadable_shards"))
-    if not keep_shards:
+        lost = describe_lost(output_path, hdf5.attribute(file, "unreadable_shards"))
+    if lost:
+        missing.append(lost)
+    if not missing:
         shutil.rmtree(shards_path(output_path), ignore_errors=True)
-    journal_path.unlink(missing_ok=True)
+    if not damage:
+        journal_path.unlink(missing_ok=True)
     sync_folder(output_path.parent)
+    return missing
 
 
 def _usable(output_path: Path, head: RunOpened | None) -> Present | None:
@@ -223,6 +244,7 @@ def _unchanged(output_path: Path, present: Present | None, began: float) -> Fold
         state=present.state if present else "running",
         file_bytes=os.stat(output_path).st_size if present else 0,
         elapsed_s=time.monotonic() - began,
+        closed=bool(present and present.closed_state),
         changed=False,
     )
 

@@ -19,6 +19,7 @@ from keystone_mpi.core.errors import ClusterError
 from keystone_mpi.records.journal import sync_folder
 from keystone_mpi.records.lease import process_start
 
+ADVICE = "(make room or check the mount; the same command again continues)"
 _COPY_BYTES = 1 << 30
 _ALIEN_AGE_S = 3600.0
 """A temp of another machine is litter when it was not written to for this long."""
@@ -50,7 +51,8 @@ class Generation:
             except OSError as error:
                 self._discard()
                 raise ClusterError(
-                    f"{self.output_path} cannot be copied to write its next generation: {error.strerror}"
+                    f"{self.output_path} cannot be copied to write its next generation: {error.strerror} "
+                    f"{ADVICE}"
                 ) from error
         return self
 
@@ -79,7 +81,7 @@ class Generation:
             os.rename(self.path, self.output_path)
             sync_folder(self.output_path.parent)
         except OSError as error:
-            raise ClusterError(f"{self.output_path} cannot be written: {error.strerror}") from error
+            raise ClusterError(f"{self.output_path} cannot be written: {error.strerror} {ADVICE}") from error
 
     def _discard(self) -> None:
         _remove(self.path)

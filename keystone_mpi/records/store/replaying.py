@@ -9,6 +9,7 @@ holds already is left out.
 
 from __future__ import annotations
 
+import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -48,6 +49,8 @@ class Known:
     """Row -> highest attempt number; absent: 0."""
     ended: dict[int, tuple[int, int]] = field(default_factory=dict)
     """Row -> state and cause, of tasks that have their final state."""
+    forgiven: dict[int, int] = field(default_factory=dict)
+    """Row -> attempts up to this number do not count against its retries; absent: 0."""
 
 
 def known_of(snapshot: Snapshot) -> Known:
@@ -60,9 +63,11 @@ def known_of(snapshot: Snapshot) -> Known:
     whys = snapshot.column("tasks", "why")
     final = np.flatnonzero(np.isin(states, [int(state) for state in FINAL_STATES]))
     numbers = snapshot.column("tasks", "attempts")
+    forgiven = snapshot.column("tasks", "forgiven")
     return Known(
         attempts={_identity(*values) for values in zip(*columns, strict=True)},
         last_attempt={int(row): int(numbers[row]) for row in np.flatnonzero(numbers)},
+        forgiven={int(row): int(forgiven[row]) for row in np.flatnonzero(forgiven)},
         ended={int(row): (int(states[row]), int(whys[row])) for row in final},
     )
 
@@ -95,6 +100,7 @@ def replay(
     states = snapshot.column("tasks", "state")
     whys = snapshot.column("tasks", "why")
     errors = snapshot.column("tasks", "error")
+    put_back = _put_back(snapshot, rows, known)
     told: set[int] = set()
     """Rows there whose final state an attempt tells."""
     count = snapshot.count("attempts", "attempt")
@@ -114,6 +120,9 @@ def replay(
         held = results.read([view.index for number, view in wanted if results_from[view.index] == number])
         for number, view in wanted:
             row = int(rows[view.index])
+            if view.number > put_back.get(view.index, view.number):
+                del put_back[view.index]
+                yield _forgive(row, known)
             state = TaskState.PENDING
             task_state = TaskState(int(states[view.index]))
             if (
@@ -135,6 +144,9 @@ def replay(
                 recorded=view.recorded,
             )
     finished = snapshot.column("tasks", "finished")
+    for there in put_back:
+        told.discard(there)
+        yield _forgive(int(rows[there]), known)
     for there in np.flatnonzero(np.isin(states, [int(state) for state in FINAL_STATES])).tolist():
         row, ending = int(rows[there]), (int(states[there]), int(whys[there]))
         if row >= 0 and there not in told and known.ended.get(row) != ending:
@@ -145,6 +157,22 @@ def replay(
                 error=str(errors[there]),
                 at=float(finished[there]),
             )
+
+
+def _put_back(snapshot: Snapshot, rows: NDArray[np.int64], known: Known) -> dict[int, int]:
+    """Return tasks that were run again although they had failed: row here -> last forgiven attempt."""
+    forgiven = snapshot.column("tasks", "forgiven")
+    return {
+        int(there): int(forgiven[there])
+        for there in np.flatnonzero(forgiven)
+        if rows[there] >= 0 and known.forgiven.get(int(rows[there]), 0) < forgiven[there]
+    }
+
+
+def _forgive(row: int, known: Known) -> Entry:
+    """What was told of a task so far no longer counts against its retries; it has no final state."""
+    known.ended.pop(row, None)
+    return TaskEnded(index=row, state=TaskState.PENDING, why=Why.NONE, error="", at=time.time())
 
 
 def _workers(snapshot: Snapshot, first: int) -> Iterator[Entry]:

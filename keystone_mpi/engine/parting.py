@@ -1,0 +1,83 @@
+"""The last moments of a run: long work while others wait, and the end of MPI that may never come.
+
+Rule: whoever waits for another process gives signs of life and expects them,
+until the process itself ends. All MPI calls stay in the thread that made the
+others: it is the work that moves to a thread of its own.
+
+    attend:            work (a thread: last batch of the file) | meanwhile (beats, the lease), again and again
+    finalize_in_time:  MPI_Finalize waits for every rank; one that is gone never comes --> exit code 75
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+from keystone_mpi.engine.liveness import silence_limit_s
+
+T = TypeVar("T")
+
+ABORT_CODE = 75
+"""What a rank ends with, and mpiexec reports, when others are gone: run it again."""
+LOOK_S = 1.0
+"""How often at least `meanwhile` is called; it may wait so long itself."""
+
+
+def attend(work: Callable[[], T], meanwhile: Callable[[float], None], wake: Callable[[], None]) -> T:
+    """Do `work` in another thread and call `meanwhile` again and again until it is done.
+
+    Parameters
+    ----------
+    work : callable
+        Must not use MPI. What it returns or raises is returned or raised here.
+    meanwhile : callable
+        Waits for the seconds that it is given at most.
+    wake : callable
+        Ends a wait of `meanwhile`; called from the other thread.
+    """
+    results: list[T] = []
+    problems: list[BaseException] = []
+    done = threading.Event()
+
+    def run() -> None:
+        try:
+            results.append(work())
+        except BaseException as error:  # raised again in the thread that waits
+            problems.append(error)
+        finally:
+            done.set()
+            wake()
+
+    thread = threading.Thread(target=run, name="keystone-last-work", daemon=True)
+    thread.start()
+    while not done.is_set():
+        meanwhile(LOOK_S)
+    thread.join()
+    if problems:
+        raise problems[0]
+    return results[0]
+
+
+def finalize_in_time(finalize: Callable[[], None], who: str) -> None:
+    """Call MPI_Finalize; a process that waits there for longer than the limit of silence ends itself."""
+    limit_s = silence_limit_s()
+    watch = threading.Timer(limit_s, _give_up, (who, limit_s))
+    watch.daemon = True
+    watch.start()
+    try:
+        finalize()
+    finally:
+        watch.cancel()
+
+
+def _give_up(who: str, limit_s: float) -> None:
+    sys.stdout.flush()
+    sys.stderr.write(
+        f"keystone-mpi: {who}: MPI did not end within {limit_s:.0f} s, so a node is gone or cut off. What "
+        "was acknowledged is safe; run the same command again to see that all is done\n"
+    )
+    sys.stderr.flush()
+    os._exit(ABORT_CODE)

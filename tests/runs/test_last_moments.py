@@ -1,0 +1,116 @@
+"""Between the farewell and the end of MPI: whoever waits there waits for the living only.
+
+The store process is stopped, so that the last batch of the file takes as long as the test wants.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from runs_support import kill, runner_processes, shell, states, write_sweep
+
+pytestmark = pytest.mark.multirank
+
+SILENCE_S = 3.0
+TASKS = 12
+
+
+class Parting:
+    """A run whose workers have said goodbye while its last batch is being written."""
+
+    def __init__(self, mpiexec, folder: Path, wait_until) -> None:  # type: ignore[no-untyped-def]
+        self.sweep = write_sweep(folder, shell("sleep 1.5"), f"x = {{ range = [0, {TASKS}, 1] }}")
+        self.path = folder / "demo.h5"
+        self.job = mpiexec.start(
+            ["keystone-mpi", "run", self.sweep, "--slots", "4"], n=3, env={"KEYSTONE_SILENCE": str(SILENCE_S)}
+        )
+        wait_until(lambda: bool(self.all("store")), timeout_s=30)
+        (self.store,) = self.all("store")
+        kill(self.store, signal.SIGSTOP)
+        (self.master,) = self.all("master")
+        self.workers = self.all("worker")
+        assert len(self.workers) == 2
+        wait_until(lambda: not self.all("launcher"), timeout_s=30)
+        time.sleep(0.3)  # the goodbyes are on their way
+
+    def all(self, kind: str) -> list[int]:
+        return runner_processes(self.job.processes())[kind]
+
+    def end(self) -> None:
+        """Let everybody run again who was stopped."""
+        for pid in (self.store, self.master, *self.workers):
+            kill(pid, signal.SIGCONT)
+
+
+@pytest.fixture
+def parting(mpiexec, tmp_path: Path, wait_until):  # type: ignore[no-untyped-def]
+    made = Parting(mpiexec, tmp_path, wait_until)
+    yield made
+    made.end()
+
+
+def test_workers_leave_a_master_that_freezes_after_the_farewell(
+    parting: Parting, mpiexec, wait_until
+) -> None:
+    kill(parting.master, signal.SIGSTOP)
+    wait_until(lambda: not parting.all("worker"), timeout_s=4 * SILENCE_S)
+    assert "rank 0 has not been heard of for 3 s" in parting.job.errors_so_far()
+    parting.end()
+    done = parting.job.wait(30)
+    assert not done.timed_out, done.output
+    assert done.returncode != 0, done.output
+    mpiexec(["keystone-mpi", "run", parting.sweep, "--slots", "4"], n=3).check(0)
+    assert states(parting.path) == ["SUCCESS"] * TASKS
+
+
+def test_a_long_last_batch_is_no_silence(parting: Parting) -> None:
+    """The master gives signs of life while the file is written, and keeps its lease."""
+    lease = parting.path.with_name("demo.h5.lease")
+    os.utime(lease, (time.time() - 50, time.time() - 50))
+    time.sleep(3 * SILENCE_S)
+    assert parting.all("worker") == parting.workers
+    assert time.time() - lease.stat().st_mtime < 10, "another host would take the run over"
+    kill(parting.store, signal.SIGCONT)
+    done = parting.job.wait(30).check(0)
+    assert "not been heard of" not in done.output
+    assert states(parting.path) == ["SUCCESS"] * TASKS
+    assert not list(parting.path.parent.glob("demo.h5.*"))
+
+
+def test_a_worker_that_freezes_after_its_goodbye_is_not_waited_for(parting: Parting) -> None:
+    """MPI_Finalize would wait for it for ever; the file is written all the same."""
+    kill(parting.workers[0], signal.SIGSTOP)
+    time.sleep(2 * SILENCE_S)
+    kill(parting.store, signal.SIGCONT)
+    done = parting.job.wait(30)
+    assert not done.timed_out, done.output
+    assert "has not been heard of for 3 s" in done.output
+    assert states(parting.path) == ["SUCCESS"] * TASKS
+    assert not list(parting.path.parent.glob("demo.h5.*"))
+
+
+def test_mpi_that_does_not_end_is_left() -> None:
+    """A rank whose peer is gone between the dismissal and MPI_Finalize."""
+    code = (
+        "import time\nfrom keystone_mpi.engine.parting import finalize_in_time\n"
+        "finalize_in_time(lambda: None, 'rank 7')\nprint('ended')\n"
+        "finalize_in_time(lambda: time.sleep(60), 'rank 7')\n"
+    )
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "KEYSTONE_SILENCE": str(SILENCE_S)},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (75, "ended\n")
+    assert "rank 7: MPI did not end within 3 s" in done.stderr
+    assert time.monotonic() - began >= SILENCE_S

@@ -5,7 +5,7 @@ the environment are enough to know some mismatches before MPI_Init, which
 would abort the process.
 
     library version, environ --known_mismatch--> problem or ""     --way_out--> what to type instead
-                             --init_variables--> what to set around MPI_Init
+                             --needs_short_requests--> yes or no
 """
 
 from __future__ import annotations
@@ -56,30 +56,22 @@ def known_mismatch(library: str, environ: Mapping[str, str]) -> str:
     return ""
 
 
-def init_variables(library: str, environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables with which MPI_Init has to be called.
-
-    Slurm's pmi2 plugin reads a PMI-1 request of at most 1024 bytes and never
-    answers a longer one. MPICH 5 publishes 4 KiB of memory from the start of
-    its UCX address on, in pieces of as many bytes as zeros can be squeezed out
-    of: what happens to lie on the heap decides whether the ranks start or
-    hang. An OFI address has some ten bytes.
+def needs_short_requests(library: str, environ: Mapping[str, str]) -> bool:
+    """Tell whether this library may hang in MPI_Init under Slurm's pmi2; see `transport.pmi_relay`.
 
     Parameters
     ----------
     library : str
         All of what MPI_Get_library_version returns.
     environ : mapping
-        The rank's variables; what the user chose there stays.
+        The rank's variables.
     """
-    chosen = any(name in environ for name in ("MPIR_CVAR_CH4_NETMOD", "MPICH_CH4_NETMOD"))
-    if not by_srun(environ) or "PMI_FD" not in environ or chosen:
-        return {}
-    device = re.search(r"^MPICH Device:\s*ch4:(.+)$", library, re.MULTILINE)
-    netmods = re.split(r"[\s,]+", device[1].strip("\x00 ")) if device else []
-    if netmods[:1] == ["ucx"] and "ofi" in netmods:
-        return {"MPIR_CVAR_CH4_NETMOD": "ofi"}
-    return {}
+    if not by_srun(environ) or "PMI_FD" not in environ:
+        return False
+    chosen = environ.get("MPIR_CVAR_CH4_NETMOD") or environ.get("MPICH_CH4_NETMOD")
+    if chosen:
+        return chosen.lower() == "ucx"
+    return re.search(r"^MPICH Device:\s*ch4:ucx", library, re.MULTILINE) is not None
 
 
 def way_out(library: str, environ: Mapping[str, str]) -> str:

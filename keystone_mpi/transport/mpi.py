@@ -19,7 +19,7 @@ import contextlib
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -35,8 +35,9 @@ from keystone_mpi.transport.channel import (
     with_parts,
 )
 from keystone_mpi.transport.local import LocalHub
-from keystone_mpi.transport.matching import init_variables, known_mismatch, way_out
+from keystone_mpi.transport.matching import known_mismatch, needs_short_requests, way_out
 from keystone_mpi.transport.messages import FromWorker, ToWorker
+from keystone_mpi.transport.pmi_relay import short_requests
 from keystone_mpi.transport.waiter import Waiter
 
 TAG = 17
@@ -55,17 +56,6 @@ QUIET_AFTER_S = 10.0
 def _buffer(part: Any) -> Any:
     """Return the memory of a part, which may be a block that carries its memory along."""
     return getattr(part, "view", part)
-
-
-@contextlib.contextmanager
-def _set(variables: Mapping[str, str]) -> Iterator[None]:
-    """Have some environment variables for the time of a call; the solvers must not see them."""
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name in variables:
-            del os.environ[name]
 
 
 class NodePlace(msgspec.Struct, frozen=True):
@@ -115,7 +105,8 @@ class MpiWorld:
                 self.initialised_before = bool(MPI.Is_initialized())
                 """By the program that we serve: it ends MPI, too."""
                 if not self.initialised_before:
-                    with _set(init_variables(version, os.environ)):
+                    relayed = needs_short_requests(version, os.environ)
+                    with short_requests(os.environ) if relayed else contextlib.nullcontext():
                         MPI.Init_thread(MPI.THREAD_SERIALIZED)
                 elif MPI.Query_thread() < MPI.THREAD_SERIALIZED and not MPI.Is_thread_main():
                     raise LauncherMismatchError(

@@ -10,9 +10,11 @@ import pytest
 pytestmark = [pytest.mark.multirank, pytest.mark.slurm]
 
 RANKS = """
-import os
-os.environ["MPIR_CVAR_CH4_NETMOD"] = "ofi"  # README, "Parallel solvers": MPICH 5 may hang with UCX
-from mpi4py import MPI
+import contextlib, os
+from keystone_mpi.transport.pmi_relay import short_requests
+# README, "Parallel solvers": without it MPICH 5 may hang under --mpi=pmi2.
+with short_requests(os.environ) if "PMI_FD" in os.environ else contextlib.nullcontext():
+    from mpi4py import MPI
 from keystone_solver import report_result
 world = MPI.COMM_WORLD
 hosts = world.allgather(os.environ["SLURMD_NODENAME"])

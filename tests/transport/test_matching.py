@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from keystone_mpi.transport.matching import init_variables, known_mismatch, way_out
+from keystone_mpi.transport.matching import known_mismatch, needs_short_requests, way_out
 
 MPICH = "MPICH Version:      5.0.2\nMPICH configure:    --with-device=ch4:ucx,ofi"
 MPICH_PMIX = MPICH + " --with-pmix=/usr"
@@ -44,18 +44,17 @@ PMI2 = {**SRUN, "PMI_FD": "11"}
 
 
 @pytest.mark.parametrize(
-    ("library", "environ", "netmod"),
+    ("library", "environ", "expected"),
     [
-        (UCX_OFI, PMI2, "ofi"),
-        (UCX_OFI, SRUN, None),
-        (UCX_OFI, {**PMI2, "MPI_LOCALNRANKS": "1"}, None),
-        (UCX_OFI, {**PMI2, "MPIR_CVAR_CH4_NETMOD": "ucx"}, None),
-        (UCX_OFI.replace("ucx ofi", "ucx"), PMI2, None),
-        (UCX_OFI.replace("ucx ofi", "ofi ucx"), PMI2, None),
-        (OPEN_MPI, PMI2, None),
+        (UCX_OFI, PMI2, True),
+        (UCX_OFI.replace("ucx ofi", "ucx"), PMI2, True),
+        (UCX_OFI, {**PMI2, "MPIR_CVAR_CH4_NETMOD": "UCX"}, True),
+        (UCX_OFI, SRUN, False),
+        (UCX_OFI, {**PMI2, "MPI_LOCALNRANKS": "1"}, False),
+        (UCX_OFI, {**PMI2, "MPIR_CVAR_CH4_NETMOD": "ofi"}, False),
+        (UCX_OFI.replace("ucx ofi", "ofi ucx"), PMI2, False),
+        (OPEN_MPI, PMI2, False),
     ],
 )
-def test_mpich_publishes_short_addresses_to_slurm(
-    library: str, environ: dict[str, str], netmod: str | None
-) -> None:
-    assert init_variables(library, environ).get("MPIR_CVAR_CH4_NETMOD") == netmod
+def test_who_needs_a_relay_to_slurm(library: str, environ: dict[str, str], expected: bool) -> None:
+    assert needs_short_requests(library, environ) is expected

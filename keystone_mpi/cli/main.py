@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from keystone_mpi import __version__
-from keystone_mpi.core.errors import InternalError, KeystoneError
+from keystone_mpi.core.errors import InternalError, KeystoneError, RunInterruptedError
 
 if TYPE_CHECKING:
     from keystone_mpi.engine.ranks import Ranks
@@ -151,6 +151,9 @@ def main(argv: Sequence[str] | None = None, ranks: Ranks | None = None) -> int:
         return 128 + signal.SIGPIPE
     except InternalError:
         return report_defect(arguments)
+    except RunInterruptedError as error:
+        report_error(str(error))
+        return EXIT_AGAIN
     except KeystoneError as error:
         return report_error(str(error))
     except Exception:

@@ -67,7 +67,7 @@ class MasterSilentError(ClusterError):
 
 
 class RunInterruptedError(ClusterError):
-    """A program's engine was to end before its tasks had: drained, or the allocation ends (exit code 75).
+    """A run, or a program's engine, ended before its tasks had: drained, walltime, disk (exit code 75).
 
     What has ended is safe in the results file; the next start goes on from there.
     """

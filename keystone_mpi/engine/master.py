@@ -32,6 +32,7 @@ from keystone_mpi.engine.plan import PlanSource, RunPlan
 from keystone_mpi.engine.ranks import Ranks
 from keystone_mpi.engine.stopping import StopLevel, StopRequests
 from keystone_mpi.engine.store_process import StoreClient
+from keystone_mpi.engine.troubles import Troubles
 from keystone_mpi.engine.workforce import Workforce
 from keystone_mpi.records import entries
 from keystone_mpi.records.committer import Committer
@@ -123,8 +124,7 @@ class Master:
         """Of the last submitted entry."""
         self._stop_level = StopLevel.NONE
         self._paused = False
-        self._problem = ""
-        self._problem_since = 0.0
+        self._troubles = Troubles(observer.notice)
         self._next_tick = 0.0
         self._next_renewal = 0.0
         self._finish: actions.Finish | None = None
@@ -170,6 +170,7 @@ class Master:
         """After the end of `run`: stay alive in the eyes of workers and of other starts, without work."""
         self._ranks.stay(timeout_s, self._observer.notice)
         now = time.monotonic()
+        self._tell_of_disk(now)
         if now >= self._next_renewal:
             self._next_renewal = now + LEASE_RENEWAL_S
             self._renew_lease(now)
@@ -192,7 +193,7 @@ class Master:
             workers=self._workforce.count,
             slots=slots,
             draining=self._stop_level >= StopLevel.DRAIN,
-            problem=self._problem or self._store.problem,
+            problem=self._troubles.text or self._store.problem,
             task_progress=self.shown_progress(),
         )
 
@@ -454,29 +455,28 @@ class Master:
         except LeaseHeldError:
             raise
         except ClusterError as error:
-            self._say_problem(str(error), now)
+            self._troubles.hold("lease", str(error), now)
+        else:
+            self._troubles.ended("lease")
 
     def _watch_disk(self, now: float) -> None:
-        problem = self._committer.problem
-        if problem:
-            self._say_problem(problem, now)
-            if now - self._problem_since > DISK_PATIENCE_S and not self._scheduler.counts().running:
-                raise ClusterError(
-                    f"the journal could not be written for {DISK_PATIENCE_S:.0f} s: {problem}. What was "
-                    "reported as finished is safe; make room and run the same command again"
-                )
-        elif self._problem:
-            self._observer.notice("the journal can be written again")
-            self._problem = ""
+        problem = self._tell_of_disk(now)
         behind = bool(problem) or self._committer.backlog_bytes > BACKLOG_PAUSE_BYTES
         if behind != self._paused:
             self._paused = behind
             change: Event = events.DispatchPaused() if behind else events.DispatchResumed()
             self._perform(self._scheduler.handle_many([change], now))
 
-    def _say_problem(self, problem: str, now: float) -> None:
-        if not self._problem:
-            self._problem_since = now
-        if problem != self._problem:
-            self._problem = problem
-            self._observer.notice(f"{problem} (nothing is lost; trying again every second)")
+    def _tell_of_disk(self, now: float) -> str:
+        """Return why the journal cannot be written; raises when nothing else goes on for long."""
+        problem = self._committer.problem
+        if not problem:
+            self._troubles.ended("journal")
+            return ""
+        lasted_s = self._troubles.hold("journal", problem, now)
+        if lasted_s > DISK_PATIENCE_S and not self._scheduler.counts().running:
+            raise ClusterError(
+                f"the journal could not be written for {DISK_PATIENCE_S:.0f} s: {problem}. What was "
+                "reported as finished is safe; make room and run the same command again"
+            )
+        return problem

@@ -11,19 +11,21 @@ earlier start, everything that can be refused before the first write.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from keystone_mpi.core.actions import Finish, FinishReason
+from keystone_mpi.core.errors import ClusterError, LeaseHeldError, RunInterruptedError
 from keystone_mpi.core.scheduler import Scheduler
 from keystone_mpi.engine.collector import settle_collector
 from keystone_mpi.engine.end_watch import EndWatch
 from keystone_mpi.engine.master import Master
 from keystone_mpi.engine.observer import RunClosing, RunInfo, RunObserver
 from keystone_mpi.engine.ranks import FAREWELL_S, Ranks
-from keystone_mpi.engine.session import Session, SessionOptions, open_session
+from keystone_mpi.engine.session import LeftToNextStart, Session, SessionOptions, open_session
 from keystone_mpi.engine.stopping import Deadline, StopRequests
 from keystone_mpi.engine.workforce import Workforce
 from keystone_mpi.execution.environment import Promised
@@ -154,6 +156,12 @@ def _run(
             settle_collector()
             finish = master.run()
             return _close(session, master, finish, observer, stop, ranks)
+    except LeaseHeldError:
+        session.abandon()
+        raise
+    except ClusterError as error:
+        session.abandon()
+        raise RunInterruptedError(str(error)) from error
     except BaseException:
         session.abandon()
         raise
@@ -190,9 +198,11 @@ def _close(
         state=state,
         reason=reason,
         timeout_s=LAST_BATCH_S,
-        meanwhile=master.stay,
+        meanwhile=_patience(master, stop, observer),
         wake=ranks.transport.wake,
     )
+    for notice in session.notices_of_file:
+        observer.notice(notice)
     if not problem:
         stop.forget_drain_file()
     progress = master.progress(time.monotonic())
@@ -211,6 +221,24 @@ def _close(
         refusal=master.refusal,
         file_problem=problem,
     )
+
+
+def _patience(master: Master, stop: StopRequests, observer: RunObserver) -> Callable[[float], None]:
+    """Return what the master does while the last batch is written; a person need not wait for that."""
+    pressed_before = stop.presses
+    told = False
+
+    def wait(timeout_s: float) -> None:
+        nonlocal told
+        master.stay(timeout_s)
+        pressed = stop.presses - pressed_before
+        if pressed >= 2 or stop.grace_is_over:
+            raise LeftToNextStart(f"stopped ({stop.reason}) while it was being written")
+        if pressed and not told:
+            told = True
+            observer.notice("the results file is being written; once more, and the next start writes it")
+
+    return wait
 
 
 def _info(session: Session) -> RunInfo:

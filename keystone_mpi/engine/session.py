@@ -30,7 +30,7 @@ from keystone_mpi.engine.parting import attend
 from keystone_mpi.engine.plan import PlanOptions, RunPlan, make_plan
 from keystone_mpi.engine.provenance import gather_provenance
 from keystone_mpi.engine.stopping import DRAIN_SUFFIX
-from keystone_mpi.engine.store_process import StoreClient
+from keystone_mpi.engine.store_process import BatchResult, StoreClient
 from keystone_mpi.records import entries
 from keystone_mpi.records.committer import Committer
 from keystone_mpi.records.journal import JournalWriter, journal_path
@@ -57,6 +57,10 @@ class SessionOptions(msgspec.Struct, frozen=True):
     """Tells of a batch job, by the name that `job_name` gave it, whether it can have no process any more."""
     resume: bool = False
     """The user says aloud that there is something to continue: a missing file is a mistake."""
+
+
+class LeftToNextStart(Exception):  # noqa: N818 - not an error: what `meanwhile` of `Session.close` raises
+    """Nobody waits for the last batch any more; the journal keeps everything."""
 
 
 class Session:
@@ -88,6 +92,8 @@ class Session:
         self.epoch = epoch
         self.lease = lease
         self.notices = notices
+        self.notices_of_file: list[str] = []
+        """What is to be said of the finished file."""
         self.committer: Committer | None = None
         self.store: StoreClient | None = None
 
@@ -199,9 +205,15 @@ class Session:
         assert self.committer is not None
         assert self.store is not None
         self.committer.submit([entries.RunClosed(state=state, reason=reason, at=time.time())])
-        problem = attend(partial(_finish, self.committer, self.store, timeout_s), meanwhile, wake)
+        try:
+            result = attend(partial(_finish, self.committer, self.store, timeout_s), meanwhile, wake)
+        except LeftToNextStart as reason:
+            self.store.give_up()
+            self.lease.release()
+            return str(reason)
         self.lease.release()
-        return problem
+        self.notices_of_file += result.notices
+        return result.problem
 
     def abandon(self) -> None:
         """Leave at once after an error: the journal keeps what it has, the next start goes on."""
@@ -212,12 +224,12 @@ class Session:
         self.lease.release()
 
 
-def _finish(committer: Committer, store: StoreClient, timeout_s: float) -> str:
-    """Make the journal and then the file whole; return why they are not."""
+def _finish(committer: Committer, store: StoreClient, timeout_s: float) -> BatchResult:
+    """Make the journal and then the file whole; tell why they are not."""
     if committer.close(timeout_s):
-        return store.finish(timeout_s).problem
+        return store.finish(timeout_s)
     store.close()
-    return committer.problem or "the journal could not be synced in time"
+    return BatchResult(final=True, problem=committer.problem or "the journal could not be synced in time")
 
 
 def open_session(sweep: Sweep, options: SessionOptions) -> Session:

@@ -88,6 +88,8 @@ class StopRequests:
         self._now_at = float("inf")
         self._parent = os.getppid() if under_launcher else None
         self._interrupts = 0
+        self.presses = 0
+        """INTs and TERMs that came, copies of the same left out."""
         self._drained_at = math.inf
         """When SIGUSR1 came first."""
         self._interrupted_at = -SAME_PRESS_S
@@ -113,6 +115,7 @@ class StopRequests:
         else:
             if now - self._interrupted_at > SAME_PRESS_S:
                 self._interrupts += 1
+                self.presses += 1
             if now - self._drained_at > SAME_PRESS_S:
                 self._interrupts = max(self._interrupts, 2)
             self._interrupted_at = now
@@ -120,6 +123,11 @@ class StopRequests:
                 self._now_at = min(self._now_at, now + TERM_GRACE_S)
         self.reason = self.reason or f"signal {signal.Signals(number).name}"
         self._wake()
+
+    @property
+    def grace_is_over(self) -> bool:
+        """Whether the batch system is about to kill this process."""
+        return time.monotonic() >= self._now_at
 
     def look(self) -> StopLevel:
         """Return the present level from signals alone; costs nothing."""

@@ -55,6 +55,8 @@ class BatchResult(msgspec.Struct, frozen=True):
     final: bool
     problem: str = ""
     """Why the file could not be written; empty: it was."""
+    notices: list[str] = []
+    """What the user should know of the finished file."""
 
 
 class StoreClient:
@@ -121,11 +123,17 @@ class StoreClient:
         last_words = self._last_words()
         self.close()
         if self._restarts >= RESTARTS:
-            self.problem = f"the store process died {self._restarts + 1} times in a row{last_words}"
+            self.problem = f"the store process died {RESTARTS + 1} times in a row{last_words}"
             return False
         self._restarts += 1
         self._start()
         return True
+
+    def give_up(self) -> None:
+        """Write nothing more, whoever waits in `finish`; callable from another thread."""
+        self._restarts = RESTARTS + 1
+        if self._process is not None:
+            self._process.kill()
 
     def _last_words(self) -> str:
         """Return what the process that died said last, for a message."""
@@ -234,7 +242,7 @@ class _Folder:
                     "runs what is missing",
                 )
             if final:
-                finish(self._output_path)
+                return BatchResult(final=True, notices=finish(self._output_path))
         except KeystoneError as error:
             return BatchResult(final=final, problem=str(error))
         except Exception:  # ours: the journal keeps everything, and the master shows the traceback

@@ -85,21 +85,23 @@ def runner_processes(pids: list[int]) -> dict[str, list[int]]:
     found: dict[str, list[int]] = {
         kind: [] for kind in ("mpiexec", "master", "worker", "launcher", "slot", "store", "solver")
     }
-    launchers: set[int] = set()
+    alike: set[int] = set()
+    """Launchers, the slot processes that they forked, and what those are just turning into solvers."""
     for pid in sorted(pids):
         line = command_line_of(pid)
         if "KEYSTONE_RUN" in environment_of(pid):
             found["solver"].append(pid)
         elif "execution.launcher import main" in line:
-            launchers.add(pid)
+            alike.add(pid)
         elif "store_process" in line:
             found["store"].append(pid)
         elif "mpiexec" in line or "prterun" in line or "hydra" in line:
             found["mpiexec"].append(pid)
         elif "keystone-mpi run" in line:
             found["master" if rank_of(pid) == 0 else "worker"].append(pid)
-    for pid in launchers:
-        found["slot" if parent_of(pid) in launchers else "launcher"].append(pid)
+    parents = {pid: parent_of(pid) for pid in alike}
+    found["launcher"] = [pid for pid in alike if parents[pid] not in alike]
+    found["slot"] = [pid for pid in alike if parents[pid] in found["launcher"]]
     return found
 
 

@@ -95,6 +95,21 @@ def test_a_worker_that_freezes_after_its_goodbye_is_not_waited_for(parting: Part
     assert not list(parting.path.parent.glob("demo.h5.*"))
 
 
+def test_who_does_not_wait_for_the_last_batch_says_so_twice(parting: Parting, mpiexec, wait_until) -> None:
+    """To rank 0 itself: what launchers make of signals is their own affair."""
+    kill(parting.master, signal.SIGTERM)
+    wait_until(lambda: "once more, and the next start writes it" in parting.job.output_so_far(), timeout_s=10)
+    time.sleep(0.5)
+    kill(parting.master, signal.SIGTERM)
+    done = parting.job.wait(15).check(75)
+    assert "the file does not hold all of them yet (stopped (signal SIGTERM) while it was being written)" in (
+        done.stdout
+    )
+    again = mpiexec(["keystone-mpi", "run", parting.sweep, "--slots", "4"], n=3).check(0)
+    assert "nothing to do" in again.stdout
+    assert states(parting.path) == ["SUCCESS"] * TASKS
+
+
 def test_mpi_that_does_not_end_is_left() -> None:
     """A rank whose peer is gone between the dismissal and MPI_Finalize."""
     code = (

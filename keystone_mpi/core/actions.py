@@ -73,6 +73,8 @@ class RecordTask(msgspec.Struct, frozen=True, gc=False):
     state: TaskState
     why: Why
     error: str
+    returned_attempt: int = 0
+    """What the worker gave back; 0: nothing."""
 
 
 class Notify(msgspec.Struct, frozen=True, gc=False):

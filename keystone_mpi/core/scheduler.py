@@ -273,7 +273,7 @@ class Scheduler:
                     task, TaskState.CANCELLED, Why.BY_USER, f"cancelled by {task.cancelled_by}", now
                 )
             else:
-                self._out.append(actions.RecordTask(index, TaskState.PENDING, _NONE, ""))
+                self._out.append(actions.RecordTask(index, TaskState.PENDING, _NONE, "", attempt))
                 self._make_ready(task, now)
 
     def _on_lost(self, event: events.WorkerLost, now: float) -> None:

@@ -7,7 +7,8 @@ owner (a book, or the call desk) that knows what the scheduler's index stands fo
 
     program threads --post--> hub --events--> scheduler --actions--> owner, workers
     journal durable --> owner.acknowledge --> whoever waits
-    end of the program --> stop --> farewell --> books closed --> MPI_Finalize
+    silence --> worker_watch.py --> WorkerLost
+    end of the program --> books closed --> stop --> farewell --> MPI_Finalize
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ from keystone_mpi.core.scheduler import Scheduler
 from keystone_mpi.engine.calls import CallDesk
 from keystone_mpi.engine.owners import FUNCTION_BOOK, FUNCTION_RECIPE, Owner, Resident, SeatOwner, internal
 from keystone_mpi.engine.program_stop import ProgramStop
-from keystone_mpi.engine.ranks import FAREWELL_S, Ranks, bring_up
+from keystone_mpi.engine.ranks import Ranks, bring_up
+from keystone_mpi.engine.worker_watch import WorkerWatch, part
 from keystone_mpi.engine.workforce import Workforce
 from keystone_mpi.execution.environment import Promised
 from keystone_mpi.execution.function_values import Value
@@ -106,6 +108,7 @@ class Hub:
         self.calls = CallDesk(self._seat_owner, functions)
         self._ranks: Ranks | None = None
         self._workforce: Workforce | None = None
+        self._watch: WorkerWatch | None = None
         self._stopping = False
         self._finished = False
         self._next_tick = 0.0
@@ -220,6 +223,7 @@ class Hub:
                 slots_per_node=self._slots_per_node,
                 smt=False,
             )
+            self._watch = WorkerWatch(self._ranks, self._workforce, self._notice)
             self._loop()
         except BaseException as error:  # told to every thread that waits, there is no other to tell
             self._fail(error if isinstance(error, KeystoneError) else internal(error))
@@ -227,8 +231,7 @@ class Hub:
             try:
                 self._leave()
             finally:
-                self._ready.set()
-                self._ended.set()
+                self._let_go()
 
     def _loop(self) -> None:
         assert self._ranks is not None
@@ -269,6 +272,9 @@ class Hub:
         return max(0.0, until - now)
 
     def _tick(self, now: float) -> None:
+        assert self._watch is not None
+        for worker, why in self._watch.look(now):
+            self._drop(worker, why)
         for resident in tuple(self._residents):
             resident.tick(now)
         awaited = any(resident.awaited for resident in self._residents)
@@ -288,8 +294,12 @@ class Hub:
     # --- what comes in -------------------------------------------------------
 
     def _take_in(self, item: Received, now: float) -> None:
+        assert self._watch is not None
+        self._watch.heard(item, now)
         worker = item.worker
         match item.message:
+            case messages.Beat():
+                pass
             case messages.CallReplies(seat=seat, replies=replies):
                 self.calls.replies(seat, replies, item.parts, now)
             case messages.CallOutput(stream=stream, text=text):
@@ -366,9 +376,12 @@ class Hub:
         return self._workforce.name(worker)
 
     def _lose(self, worker: int, why: str) -> None:
+        assert self._watch is not None
+        self._watch.left(worker)
+        self._drop(worker, why)
+
+    def _drop(self, worker: int, why: str) -> None:
         assert self._workforce is not None
-        assert self._ranks is not None
-        self._ranks.left(worker)
         if self._workforce.leave(worker):
             self._events.append(events.WorkerLost(worker, why))
             for resident in self._residents:
@@ -495,6 +508,8 @@ class Hub:
             return
         if self.problem is None:
             self.calls.break_off(ClusterError("the engine was stopped"))
-        self._ranks.farewell(FAREWELL_S, self._notice)
-        if not self._ranks.dismiss():
-            self._notice("some workers did not say goodbye; MPI was ended by force")
+        part(self._ranks, self._notice, self._let_go)
+
+    def _let_go(self) -> None:
+        self._ready.set()
+        self._ended.set()

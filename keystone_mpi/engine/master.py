@@ -367,8 +367,10 @@ class Master:
                     )
                 case actions.RecordStarted(worker=worker, index=index, attempt=attempt, at=at):
                     records.append(entries.AttemptStarted(worker=worker, index=index, attempt=attempt, at=at))
-                case actions.RecordTask(index=index, state=state, why=why, error=error):
-                    records.append(entries.TaskEnded(index=index, state=state, why=why, error=error, at=now))
+                case actions.RecordTask(
+                    index=index, state=state, why=why, error=error, returned_attempt=attempt
+                ):
+                    records.append(entries.TaskEnded(index, state, why, error, now, attempt))
                 case actions.Recall(worker=worker, attempts=keys):
                     self._transport.send(worker, messages.Recall([AttemptKey(*key) for key in keys]))
                 case actions.Cancel(worker=worker, index=index, attempt=attempt, interrupted=interrupted):

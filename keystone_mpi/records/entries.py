@@ -97,6 +97,9 @@ class TaskEnded(msgspec.Struct, frozen=True, tag="task"):
     why: Why
     error: str
     at: float
+    returned_attempt: int = 0
+    """PENDING since a worker gave this attempt back unstarted. 0: it is to run again from the beginning, and
+    what its attempts so far took of its retries is forgiven."""
 
 
 class RecipeAdded(msgspec.Struct, frozen=True, tag="recipe"):

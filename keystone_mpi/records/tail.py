@@ -101,6 +101,8 @@ class Tail:
                 else:
                     flight.started = entry.at
                     flight.worker = entry.worker
+            case TaskEnded(returned_attempt=attempt) if attempt:
+                self.in_flight.pop((entry.index, attempt), None)
             case TaskEnded():
                 self.changes[entry.index] = TaskChange(entry.state, entry.why, entry.error)
                 if entry.state is TaskState.PENDING:

@@ -265,7 +265,7 @@ def test_an_idle_worker_gets_what_a_busy_one_holds_in_advance() -> None:
     # It is asked for once, and handed on under the same number.
     assert not any(isinstance(a, actions.Recall) for a in bench.tell(events.DeadlinePassed()))
     bench.tell(events.TasksReturned(0, [(index, attempt)]))
-    assert actions.RecordTask(index, TaskState.PENDING, Why.NONE, "") in bench.out
+    assert actions.RecordTask(index, TaskState.PENDING, Why.NONE, "", 1) in bench.out
     assert bench.given() == {1: [index]}
     assert bench.where[index] == (1, attempt)
 

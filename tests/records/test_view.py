@@ -456,3 +456,18 @@ def test_the_journal_of_another_run_beside_the_file_is_not_mixed_in(
     with h5py.File(run.output) as file:
         assert file.attrs["run_id"] == "run-1"
     assert os.access(run.output, os.R_OK)
+
+
+def test_an_attempt_that_was_given_back_neither_ran_nor_forgives(tmp_path: Path) -> None:
+    """A worker held the second attempt in its backlog, and was asked for it."""
+    run = Run(tmp_path, 2).add(joined(), given((0, 1)), failed(0, 1, retried=True), given((0, 2)))
+    run.add(TaskEnded(0, TaskState.PENDING, Why.NONE, "", T0, returned_attempt=2))
+    run.stop()
+    with open_view(run.output, make_columns) as view:
+        assert view.states.tolist() == [0, 0]
+        assert view.used_budget.failed.tolist() == [1, 0]
+        assert view.last_attempt.tolist() == [1, 0]
+    assert recover(run.output, make_columns)
+    with open_view(run.output) as view:
+        assert view.used_budget.failed.tolist() == [1, 0]
+        assert [attempt.outcome for attempt in view.task(0).attempts] == [Outcome.FAILED]

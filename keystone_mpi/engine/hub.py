@@ -108,7 +108,7 @@ class Hub:
         self.calls = CallDesk(self._seat_owner, functions)
         self._ranks: Ranks | None = None
         self._workforce: Workforce | None = None
-        self._watch: WorkerWatch | None = None
+        self._watch: WorkerWatch
         self._stopping = False
         self._finished = False
         self._next_tick = 0.0
@@ -272,9 +272,8 @@ class Hub:
         return max(0.0, until - now)
 
     def _tick(self, now: float) -> None:
-        assert self._watch is not None
         for worker, why in self._watch.look(now):
-            self._drop(worker, why)
+            self._lose(worker, why)
         for resident in tuple(self._residents):
             resident.tick(now)
         awaited = any(resident.awaited for resident in self._residents)
@@ -294,7 +293,6 @@ class Hub:
     # --- what comes in -------------------------------------------------------
 
     def _take_in(self, item: Received, now: float) -> None:
-        assert self._watch is not None
         self._watch.heard(item, now)
         worker = item.worker
         match item.message:
@@ -323,13 +321,13 @@ class Hub:
                         owner.progress(state.index, state.fraction)
             case messages.RecipeRefused(error=error):
                 # The worker ends that recipe's tasks with this error; other recipes are not concerned.
-                self._notice(f"{self._workforce_name(worker)}: {error}")
+                self._notice(f"{self._watch.name(worker)}: {error}")
             case messages.TasksReturned(attempts=attempts):
                 self._events.append(events.TasksReturned(worker, list(attempts)))
             case messages.Hello() as hello:
                 self._welcome(worker, hello)
             case messages.WorkerFailed(traceback=text):
-                self._notice(f"{self._workforce_name(worker)} failed:\n{text.rstrip()}")
+                self._notice(f"{self._watch.name(worker)} failed:\n{text.rstrip()}")
                 self._lose(worker, "internal error")
             case messages.Goodbye():
                 self._lose(worker, "it left")
@@ -342,15 +340,11 @@ class Hub:
         workforce, transport = self._workforce, self._ranks.transport
         workforce.hello(worker, hello)
         for number, welcome in workforce.ready():
+            opened = messages.BookOpened(book=FUNCTION_BOOK, run_id=self.run_id, epoch=1, output_path="")
+            added = messages.RecipesAdded(book=FUNCTION_BOOK, first=FUNCTION_RECIPE, recipes=self._recipes)
             transport.send(number, welcome)
-            transport.send(
-                number,
-                messages.BookOpened(book=FUNCTION_BOOK, run_id=self.run_id, epoch=1, output_path=""),
-            )
-            transport.send(
-                number,
-                messages.RecipesAdded(book=FUNCTION_BOOK, first=FUNCTION_RECIPE, recipes=self._recipes),
-            )
+            transport.send(number, opened)
+            transport.send(number, added)
             facts = workforce.facts(number)
             memory_bytes = workforce.memory_bytes(number)
             for resident in self._residents:
@@ -371,17 +365,9 @@ class Hub:
                 raise ClusterError("no worker can work: " + "; ".join(problems))
             self._ready.set()
 
-    def _workforce_name(self, worker: int) -> str:
-        assert self._workforce is not None
-        return self._workforce.name(worker)
-
     def _lose(self, worker: int, why: str) -> None:
-        assert self._watch is not None
-        self._watch.left(worker)
-        self._drop(worker, why)
-
-    def _drop(self, worker: int, why: str) -> None:
         assert self._workforce is not None
+        self._watch.forget(worker)
         if self._workforce.leave(worker):
             self._events.append(events.WorkerLost(worker, why))
             for resident in self._residents:

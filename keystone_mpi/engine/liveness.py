@@ -63,7 +63,7 @@ class Liveness:
         self._looked_at = now
         if gap_s > 2.0 * self._beat_s:
             # It was us who did not listen: what was sent meanwhile is still to be read.
-            self._heard = {who: at + gap_s for who, at in self._heard.items()}
+            self._heard = {who: min(now, at + gap_s) for who, at in self._heard.items()}
         return [who for who, at in self._heard.items() if now - at > self.silence_s]
 
     def beat_due(self, now: float) -> bool:

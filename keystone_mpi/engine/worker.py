@@ -204,6 +204,7 @@ class Worker:
     def _wait_for_dismissal(self) -> None:
         """Wait for the end of MPI; rank 0 writes its file meanwhile, and gives signs of life."""
         self._relief_at = None
+        self._end.unwatch(self._seats.fileno())  # function processes that were ended would keep it ready
         if self._leaving:
             self._expect_signs()
         while True:
@@ -241,7 +242,7 @@ class Worker:
         now = time.monotonic()
         if heard:
             self._liveness.heard(MASTER, now)
-        elif self._liveness.silent(now):
+        if self._liveness.silent(now):
             raise MasterSilentError(
                 f"rank 0 has not been heard of for {self._liveness.silence_s:.0f} s: its node is gone or cut "
                 "off. What it had acknowledged is safe; run the same command again to continue"

@@ -48,3 +48,13 @@ def test_the_limit_can_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         monkeypatch.setenv(SILENCE_VARIABLE, text)
         assert silence_limit_s() == seconds
+
+
+def test_a_pause_moves_no_sign_of_life_into_the_future() -> None:
+    live = Liveness(0.0, 60.0)
+    assert live.silent(0.0) == []
+    live.heard(1, 990.0)  # read right after the pause, before anybody was looked for
+    assert live.silent(1000.0) == []
+    for now in range(1010, 1060, 10):
+        assert live.silent(float(now)) == []
+    assert live.silent(1061.0) == [1]

@@ -15,16 +15,18 @@ from __future__ import annotations
 import time
 from collections import deque
 from itertools import islice
+from typing import Any
 
 import msgspec
 
 from keystone_mpi.core import actions, events
 from keystone_mpi.core.actions import Action
-from keystone_mpi.core.errors import ClusterError, InternalError, LeaseHeldError
+from keystone_mpi.core.errors import ClusterError, InternalError
 from keystone_mpi.core.events import Event
 from keystone_mpi.core.model import AttemptKey, TaskState, Why
 from keystone_mpi.core.scheduler import Scheduler
 from keystone_mpi.engine.end_watch import EndWatch
+from keystone_mpi.engine.housekeeping import Housekeeping
 from keystone_mpi.engine.liveness import Liveness, silence_limit_s
 from keystone_mpi.engine.observer import Progress, RunObserver
 from keystone_mpi.engine.pace import Pace
@@ -41,7 +43,6 @@ from keystone_mpi.transport import messages
 from keystone_mpi.transport.channel import Received
 
 TICK_S = 1.0
-LEASE_RENEWAL_S = 5.0
 BACKLOG_PAUSE_BYTES = 64 << 20
 """Journal bytes that may wait for the disk before dispatch pauses."""
 DISK_PATIENCE_S = 60.0
@@ -103,7 +104,6 @@ class Master:
         self._ranks = ranks
         self._transport = ranks.transport
         self._committer = committer
-        self._lease = lease
         self._store = store
         self._workforce = workforce
         self._stop = stop
@@ -125,8 +125,8 @@ class Master:
         self._stop_level = StopLevel.NONE
         self._paused = False
         self._troubles = Troubles(observer.notice)
+        self._house = Housekeeping(lease, stop.look_for_drain_file, self._troubles)
         self._next_tick = 0.0
-        self._next_renewal = 0.0
         self._finish: actions.Finish | None = None
         self._liveness = Liveness(time.monotonic(), silence_limit_s())
 
@@ -171,9 +171,7 @@ class Master:
         self._ranks.stay(timeout_s, self._observer.notice)
         now = time.monotonic()
         self._tell_of_disk(now)
-        if now >= self._next_renewal:
-            self._next_renewal = now + LEASE_RENEWAL_S
-            self._renew_lease(now)
+        self._house.turn(now, self._facts)
 
     def progress(self, now: float) -> Progress:
         """Return a snapshot of what has been acknowledged."""
@@ -435,31 +433,22 @@ class Master:
         if lost:
             self._perform(self._scheduler.handle_many(lost, now))
         self._observer.progress(self.progress(now))
-        if now >= self._next_renewal:
-            self._next_renewal = now + LEASE_RENEWAL_S
-            self._renew_lease(now)
+        self._house.turn(now, self._facts)
 
-    def _renew_lease(self, now: float) -> None:
+    def _facts(self) -> dict[str, Any]:
+        """Return what readers of the lease are to know."""
+        now = time.monotonic()
         progress = self.progress(now)
-        try:
-            self._lease.renew(
-                {
-                    "running": progress.running,
-                    "rate_per_s": progress.rate_per_s,
-                    "eta_s": None if progress.eta_s != progress.eta_s else progress.eta_s,
-                    "slots": progress.slots,
-                    "workers": progress.workers,
-                    "waiting": msgspec.to_builtins(self._scheduler.why_waiting(now)),
-                    "problem": progress.problem,
-                    "task_progress": progress.task_progress,
-                }
-            )
-        except LeaseHeldError:
-            raise
-        except ClusterError as error:
-            self._troubles.hold("lease", str(error), now)
-        else:
-            self._troubles.ended("lease")
+        return {
+            "running": progress.running,
+            "rate_per_s": progress.rate_per_s,
+            "eta_s": None if progress.eta_s != progress.eta_s else progress.eta_s,
+            "slots": progress.slots,
+            "workers": progress.workers,
+            "waiting": msgspec.to_builtins(self._scheduler.why_waiting(now)),
+            "problem": progress.problem,
+            "task_progress": progress.task_progress.copy(),
+        }
 
     def _watch_disk(self, now: float) -> None:
         problem = self._tell_of_disk(now)

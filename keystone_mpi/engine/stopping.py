@@ -138,7 +138,7 @@ class StopRequests:
         return StopLevel.NONE
 
     def look_around(self) -> StopLevel:
-        """Also look for the drain file, the launcher's death and the clock; called about once a second."""
+        """Also look for the launcher's death and at the clock; called about once a second."""
         now = time.monotonic()
         if self._deadline is not None and now >= self._deadline.drain_at:
             self._drain = True
@@ -147,13 +147,17 @@ class StopRequests:
                 self._interrupts = max(self._interrupts, 2)
         if now >= self._now_at:
             self._interrupts = max(self._interrupts, 2)
-        if self._drain_path is not None and self._drain_path.exists():
-            self._drain = True
-            self.reason = self.reason or "keystone-mpi drain"
         if self._parent is not None and os.getppid() != self._parent:
             self._interrupts = max(self._interrupts, 2)
             self.reason = self.reason or "the MPI launcher died"
         return self.look()
+
+    def look_for_drain_file(self) -> None:
+        """Look for the request, on a file system that may take its time: not in the master's thread."""
+        if self._drain_path is not None and not self._drain and self._drain_path.exists():
+            self.reason = self.reason or "keystone-mpi drain"
+            self._drain = True
+            self._wake()
 
     def move_deadline(self, deadline: Deadline | None) -> None:
         """The allocation ends at another time; a stop that was asked for already stays."""

@@ -23,6 +23,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -114,6 +115,8 @@ class Lease:
         self.path = path
         self.info = info
         self._released = False
+        self._lock = threading.RLock()
+        """A renewal in one thread, the release in another."""
         self._journal: tuple[int, int] | None = None
         """Which file was the journal at the last renewal; None: there was none."""
 
@@ -138,6 +141,11 @@ class Lease:
             The disk does not take it. The stamp was renewed all the same
             where the file system allows that.
         """
+        with self._lock:
+            if not self._released:
+                self._renew(status, run_id, epoch)
+
+    def _renew(self, status: dict[str, Any] | None, run_id: str | None, epoch: int | None) -> None:
         found = _read(self.path)
         if found is not None and found.token != self.info.token:
             raise LeaseHeldError(
@@ -169,7 +177,7 @@ class Lease:
             else:
                 _replace(self.path, self.info)
         except FileExistsError:
-            self.renew(status)
+            self._renew(status, run_id, epoch)
         except OSError as error:
             try:
                 os.utime(self.path)  # needs no space; readers take the later of both times
@@ -181,13 +189,14 @@ class Lease:
 
     def release(self) -> None:
         """Remove the lease, if it is still ours. Doing it twice is harmless."""
-        if self._released:
-            return
-        self._released = True
-        found = _read(self.path)
-        if found is not None and found.token == self.info.token:
-            self.path.unlink(missing_ok=True)
-        _clean(self.path)
+        with self._lock:
+            if self._released:
+                return
+            self._released = True
+            found = _read(self.path)
+            if found is not None and found.token == self.info.token:
+                self.path.unlink(missing_ok=True)
+            _clean(self.path)
 
     @property
     def _output_name(self) -> str:

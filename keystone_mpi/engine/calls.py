@@ -144,6 +144,10 @@ class CallDesk:
         pool.submitted += 1
         pool.pending.append(call)
 
+    def fail_late(self, pool: CallPool) -> None:
+        """Fail what was queued after the engine had ended, which will not look again."""
+        self._fail_all(pool, self.broken or ClusterError("the engine has ended"))
+
     # --- the engine's thread -------------------------------------------------
 
     def add_pool(self, pool: CallPool) -> None:
@@ -395,8 +399,11 @@ class CallDesk:
         return text
 
     def _fail_all(self, pool: CallPool, error: Exception) -> None:
-        while pool.pending:
-            call = pool.pending.popleft()
+        while True:
+            try:
+                call = pool.pending.popleft()
+            except IndexError:  # the engine's thread and one that submits may both be here
+                return
             if call.begun or call.future.set_running_or_notify_cancel():
                 call.future.set_exception(error)
             self._settled(pool)

@@ -21,11 +21,13 @@ from typing import Any
 from keystone_mpi.core.errors import ClosedError, RequestError
 from keystone_mpi.engine.call_futures import CallFuture, PendingCall
 from keystone_mpi.engine.calls import CallPool
+from keystone_mpi.engine.hub import Hub
 from keystone_mpi.engine.program import PROGRAM
 from keystone_mpi.execution.environment import launcher_environment
 from keystone_mpi.execution.function_frames import SharedBlock
 from keystone_mpi.execution.function_values import CannotTravelError, Value, dump
 
+LOOK_S = 1.0
 SHARED_CALLS = 64
 """Calls whose large arguments wait in shared memory: each takes a descriptor."""
 
@@ -95,9 +97,11 @@ class KeystoneExecutor(Executor):
         with self._lock:
             if self._shut:
                 raise ClosedError("cannot schedule new futures after shutdown")
-            if not self._hub.alive:
+            if _has_ended(self._hub):
                 raise self._hub.problem or ClosedError("cannot schedule new futures: the engine has ended")
             self._desk.submit(self._pool, call)
+            if _has_ended(self._hub):
+                self._desk.fail_late(self._pool)
         self._hub.wake()
         return future
 
@@ -149,8 +153,7 @@ class KeystoneExecutor(Executor):
                 call.future.cancel()
             self._hub.wake()
         if wait:
-            with self._pool.quiet:
-                self._pool.quiet.wait_for(lambda: not self._pool.unanswered or not self._hub.alive)
+            _wait_until_quiet(self._pool, self._hub)
             pool, desk = self._pool, self._desk
             self._hub.post(lambda: desk.remove_pool(pool))
             if self._closer in PROGRAM.closers:
@@ -168,10 +171,21 @@ def _closer_of(executor: KeystoneExecutor) -> Callable[[bool], None]:
             alive._shut = True
         if failed:
             return
-        with pool.quiet:
-            pool.quiet.wait_for(lambda: not pool.unanswered or not hub.alive)
+        _wait_until_quiet(pool, hub)
 
     return close
+
+
+def _has_ended(hub: Hub) -> bool:
+    """Look anew: it may end at any moment."""
+    return not hub.alive
+
+
+def _wait_until_quiet(pool: CallPool, hub: Hub) -> None:
+    """Wait until every call is answered; an engine that died does not tell."""
+    with pool.quiet:
+        while not pool.quiet.wait_for(lambda: not pool.unanswered or not hub.alive, timeout=LOOK_S):
+            continue
 
 
 def check_workers(max_workers: int | None) -> None:

@@ -197,9 +197,25 @@ class Program:
             leave_now(self._exit_code)
 
     def _close_all(self, *, failed: bool) -> None:
-        for close in reversed(tuple(self.closers)):
-            close(failed)
-        self.closers.clear()
+        """End every executor and pipeline; after a failure one that fails, too, keeps none from ending."""
+        errors: list[Exception] = []
+        while self.closers:
+            close = self.closers.pop() if failed else self.closers[-1]
+            try:
+                close(failed)
+            except Exception as error:  # told below
+                if not failed:
+                    raise
+                errors.append(error)
+            if close in self.closers:
+                self.closers.remove(close)
+        for other in errors[1:]:
+            tell(f"{type(other).__name__}: {other}")
+        if errors:
+            raise errors[0]
+
+
+CALLBACKS_END_S = 5.0
 
 
 class CallbackThread:
@@ -256,8 +272,13 @@ class CallbackThread:
             if self._thread is not None:
                 self._todo.put(None)
                 if threading.current_thread() is not self._thread:
-                    self._thread.join(5.0)
+                    self._thread.join(CALLBACKS_END_S)
+                    if self._thread.is_alive():
+                        tell(f"a callback took over {CALLBACKS_END_S:.0f} s; those after it are not called")
                 self._thread = None
+            for problem in self._problems:
+                tell(f"a callback raised {type(problem).__name__}: {problem}")
+            self._problems.clear()
 
 
 def check_callback(callback: object) -> None:

@@ -6,7 +6,7 @@ cancellation and close. Rows are those of the file; the scheduler's indices,
 which all books share, never leave this module.
 
     add --> TasksAdded, TasksSubmitted --> ... --> AttemptEnded --durable--> Watches
-    finish --> RunClosed --> last batch of the file --> lease released
+    finish --> RunClosed --> last batch of the file, the lease renewed meanwhile --> lease released
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from keystone_mpi.core.model import (
 )
 from keystone_mpi.engine.hub import Hub
 from keystone_mpi.engine.pace import Pace
+from keystone_mpi.engine.parting import attend
 from keystone_mpi.engine.stopping import DRAIN_SUFFIX
 from keystone_mpi.engine.store_process import StoreClient
 from keystone_mpi.engine.task_records import TaskRecord, Watches
@@ -130,6 +131,8 @@ class Book:
         self._by_index: dict[int, tuple[TaskRecord, NewTask]] = {}
         self._indices: dict[int, int] = {}
         """Row -> the scheduler's index."""
+        self._rows: dict[int, int] = {}
+        """The scheduler's index -> row."""
         self._notices: deque[_Notice] = deque()
         self._sequence = 0
         self._demanded = 0
@@ -139,15 +142,14 @@ class Book:
         self.behind = False
         """Too much waits for the disk."""
         self._draining = False
-        self.open_tasks = 0
-        """Tasks of this start without a durable end."""
+        self._told: dict[str, Any] = {}
+        """What the lease says of the run."""
         hub.post(lambda: hub.add_resident(self))
 
     # --- the program's threads -----------------------------------------------
 
     def add(self, tasks: Sequence[NewTask]) -> None:
         """Take tasks in; the caller holds `lock` and has given rows in order."""
-        self.open_tasks += len(tasks)
         self._hub.post(lambda: self._enter(tasks))
 
     def cancel(self, record: TaskRecord, by: str = "the user") -> None:
@@ -166,6 +168,11 @@ class Book:
         -------
         str
             Why the results are not all in the HDF5 file yet; empty: they are.
+
+        Raises
+        ------
+        KeystoneError
+            The journal is broken, or the run is another's now.
         """
         if self._hub.alive:
             gone = threading.Event()
@@ -178,19 +185,37 @@ class Book:
             self._hub.post(leave)
             while not gone.wait(0.2) and self._hub.alive:
                 continue
-        self._committer.submit([entries.RunClosed(state=state, reason=reason, at=time.time())])
+        try:
+            self._committer.submit([entries.RunClosed(state=state, reason=reason, at=time.time())])
+            turn = threading.Event()
+            problem = attend(self._write_last_batch, lambda wait_s: self._stay(turn, wait_s), turn.set)
+        except Exception:
+            self._store.close()
+            self._committer.close(LAST_WORDS_S)
+            self._lease.release()
+            raise
+        self._lease.release()
+        if not problem:
+            self._drain_path.unlink(missing_ok=True)
+        return problem
+
+    def _write_last_batch(self) -> str:
+        """Make the journal and then the file whole; return why they are not."""
         closed = self._committer.close(LAST_BATCH_S)
         self.acknowledge()
         if not closed:
             self._store.close()
-            self._lease.release()
             return self._committer.problem or "the journal could not be synced in time"
         self._store.ensure_started()
-        result = self._store.finish(LAST_BATCH_S)
-        self._lease.release()
-        if not result.problem:
-            self._drain_path.unlink(missing_ok=True)
-        return result.problem
+        return self._store.finish(LAST_BATCH_S).problem
+
+    def _stay(self, turn: threading.Event, wait_s: float) -> None:
+        """Keep the lease while the last batch is being written; the hub's thread gives signs of life."""
+        turn.wait(min(wait_s, LEASE_RENEWAL_S))
+        now = time.monotonic()
+        if now >= self._next_renewal:
+            self._next_renewal = now + LEASE_RENEWAL_S
+            self._renew_lease({**self._told, "running": 0, "eta_s": None, "waiting": [], "task_progress": {}})
 
     @property
     def _drain_path(self) -> Path:
@@ -213,7 +238,7 @@ class Book:
             record = task.record
             stored, number = self._number(task.recipe, records)
             record.recipe = number
-            record.index = self._indices[record.row] = self._hub.new_index()
+            record.index = self._new_index(record.row)
             self._by_index[record.index] = (record, task)
             if task.is_new:
                 added.append(entries.AddedTask(stored, record.params, record.options))
@@ -247,10 +272,15 @@ class Book:
         """Return the scheduler's index of a row; one of an earlier start gets one now."""
         index = self._indices.get(row)
         if index is None:
-            index = self._indices[row] = self._hub.new_index()
+            index = self._new_index(row)
             record = self._earlier_record(row)
             if record.is_final:
                 self._hub.note_final(index, record.state)
+        return index
+
+    def _new_index(self, row: int) -> int:
+        index = self._indices[row] = self._hub.new_index()
+        self._rows[index] = row
         return index
 
     def _number(self, stored: StoredRecipe, records: list[entries.Entry]) -> tuple[int, int]:
@@ -320,17 +350,15 @@ class Book:
             record.state = state
         self._record([entries.AttemptEnded(worker=worker, report=report, state=state, recorded=time.time())])
 
-    def task_changed(self, index: int, state: TaskState, why: Why, error: str) -> None:
+    def task_changed(
+        self, index: int, state: TaskState, why: Why, error: str, returned_attempt: int = 0
+    ) -> None:
         """See `hub.Owner`."""
         record = self._by_index[index][0]
         if state == TaskState.PENDING:
             record.state = state
         self._record(
-            [
-                entries.TaskEnded(
-                    index=record.row, state=state, why=why, error=self._spoken(error), at=time.time()
-                )
-            ]
+            [entries.TaskEnded(record.row, state, why, self._spoken(error), time.time(), returned_attempt)]
         )
 
     def ended(self, notice: actions.Notify) -> None:
@@ -345,7 +373,7 @@ class Book:
         if not error.startswith("task "):
             return error
         number, _, rest = error.removeprefix("task ").partition(",")
-        row = next((row for row, index in self._indices.items() if str(index) == number), None)
+        row = self._rows.get(int(number)) if number.isdecimal() else None
         return error if row is None else f"task {row},{rest}"
 
     # --- hub.Resident --------------------------------------------------------
@@ -366,7 +394,6 @@ class Book:
         durable = self._committer.durable
         while notices and notices[0].sequence <= durable:
             notice = notices.popleft()
-            self.open_tasks -= 1
             self.watches.set_final(notice.record, notice.state)
 
     def tick(self, now: float) -> None:
@@ -396,21 +423,23 @@ class Book:
         ]
         workers, _ = self._hub.crew()
         eta_s = self._pace.eta_s(now, len(self._by_index), self._hub.slots)
+        self._told = {
+            "running": len(running),
+            "rate_per_s": self._pace.rate_per_s(now),
+            "eta_s": None if eta_s != eta_s else eta_s,
+            "slots": self._hub.slots,
+            "workers": workers,
+            "waiting": self._hub.why_waiting(now),
+            "problem": self.problem,
+            "task_progress": {
+                record.task_id: record.progress for record in running if record.progress is not None
+            },
+        }
+        self._renew_lease(self._told)
+
+    def _renew_lease(self, status: dict[str, Any]) -> None:
         try:
-            self._lease.renew(
-                {
-                    "running": len(running),
-                    "rate_per_s": self._pace.rate_per_s(now),
-                    "eta_s": None if eta_s != eta_s else eta_s,
-                    "slots": self._hub.slots,
-                    "workers": workers,
-                    "waiting": self._hub.why_waiting(now),
-                    "problem": self.problem,
-                    "task_progress": {
-                        record.task_id: record.progress for record in running if record.progress is not None
-                    },
-                }
-            )
+            self._lease.renew(status)
         except LeaseHeldError:
             raise
         except ClusterError as error:

@@ -14,14 +14,15 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from keystone_mpi.core.errors import OutputError, UnknownTaskError
+from keystone_mpi.core.errors import LeaseHeldError, OutputError, UnknownTaskError
 from keystone_mpi.core.model import TaskState, Why
-from keystone_mpi.engine.book import Book
+from keystone_mpi.engine.book import LAST_WORDS_S, Book
 from keystone_mpi.engine.hub import Hub
 from keystone_mpi.engine.provenance import gather_provenance
 from keystone_mpi.engine.session import (
@@ -193,61 +194,66 @@ def open_book(
     continues = earlier_view is not None and not fresh
     run_id = earlier_view.run_id if continues and earlier_view is not None else secrets.token_hex(8)
     epoch = earlier_view.epoch + 1 if continues and earlier_view is not None else 1
-    lease = acquire(path, run_id=run_id, epoch=epoch, job_id=job_name())
-    try:
+    with ExitStack() as undo:
+        lease = acquire(path, run_id=run_id, epoch=epoch, job_id=job_name())
+        undo.callback(lease.release)
         if holder is not None:
             notice(f"took over from {holder.holder()}, which is gone")
         forget_old_drain(path, lease)
         view = recovered(path, lease, earlier_view, notice)
-        if view is not None and fresh:
-            view.close()
-            notice(f"the old results are now {move_aside(path).name}")
-            view = None
+        if view is not None:
+            undo.callback(view.close)
+            if fresh:
+                view.close()
+                notice(f"the old results are now {move_aside(path).name}")
+                view = None
         earlier = Earlier(view)
         committer = _begin(hub, path, name, run_id, epoch, view, earlier)
-    except BaseException:
-        lease.release()
-        raise
-    book = Book(
-        hub,
-        path=path,
-        run_id=run_id,
-        epoch=epoch,
-        lease=lease,
-        committer=committer,
-        recipes=earlier.recipes,
-        earlier_record=earlier.record,
-        notice=notice,
-    )
+        undo.callback(committer.close, LAST_WORDS_S)
+        book = Book(
+            hub,
+            path=path,
+            run_id=run_id,
+            epoch=epoch,
+            lease=lease,
+            committer=committer,
+            recipes=earlier.recipes,
+            earlier_record=earlier.record,
+            notice=notice,
+        )
+        undo.pop_all()
     return book, earlier
 
 
 def _begin(
     hub: Hub, path: Path, name: str, run_id: str, epoch: int, view: RunView | None, earlier: Earlier
 ) -> Committer:
-    """Open the journal and write its first entry."""
-    committer = Committer(JournalWriter(journal_path(path), create=True), on_progress=hub.wake)
+    """Open the journal and write its first entry; leaves none behind when that cannot be."""
     now = time.time()
-    fingerprint: dict[str, str] = {}
-    opened: list[Any] = [
-        entries.RunOpened(
-            format_version=entries.JOURNAL_FORMAT,
-            run_id=run_id,
-            epoch=epoch,
-            opened=now,
-            created=now if view is None else view.created,
-            task_count=earlier.count,
-            base_generation="" if view is None else view.generation,
-            base_task_count=earlier.count,
-            added_points=[],
-            spec=program_spec(name, earlier.recipes),
-            sweep_text=_program_text(),
-            sweep_name=name,
-            fingerprint=fingerprint,
-            provenance=gather_provenance(list(sys.argv)),
-        )
-    ]
-    committer.submit(opened)
+    opened = entries.RunOpened(
+        format_version=entries.JOURNAL_FORMAT,
+        run_id=run_id,
+        epoch=epoch,
+        opened=now,
+        created=now if view is None else view.created,
+        task_count=earlier.count,
+        base_generation="" if view is None else view.generation,
+        base_task_count=earlier.count,
+        added_points=[],
+        spec=program_spec(name, earlier.recipes),
+        sweep_text=_program_text(),
+        sweep_name=name,
+        fingerprint={},
+        provenance=gather_provenance(list(sys.argv)),
+    )
+    committer = Committer(JournalWriter(journal_path(path), create=True), on_progress=hub.wake)
+    try:
+        committer.submit([opened])
+    except BaseException as error:
+        committer.close(LAST_WORDS_S)
+        if not isinstance(error, LeaseHeldError):  # else it is another's by now
+            journal_path(path).unlink(missing_ok=True)
+        raise
     return committer
 
 

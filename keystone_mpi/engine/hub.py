@@ -255,7 +255,7 @@ class Hub:
             for resident in tuple(self._residents):
                 resident.acknowledge()
             if now >= self._next_tick or self.stops.look() > self.stops.level:
-                self._next_tick = now + TICK_S
+                self._next_tick = now + min(TICK_S, self._watch.look_s)
                 self._tick(now)
 
     def _turn(self, now: float) -> None:
@@ -355,10 +355,9 @@ class Hub:
                     worker=number, slots=welcome.slots, memory_bytes=memory_bytes, gpus=facts.gpus
                 )
             )
-        problems = []
-        for number, problem in workforce.refused():
-            problems.append(f"{workforce.name(number)} cannot work: {problem}")
-            self._notice(problems[-1])
+        problems = [f"{workforce.name(number)} cannot work: {why}" for number, why in workforce.refused()]
+        for problem in problems:
+            self._notice(problem)
         if workforce.complete():
             self._events.append(events.AllWorkersJoined())
             if not workforce.count:
@@ -396,8 +395,8 @@ class Hub:
                         owner.assigned(worker, own_keys)
                 case actions.RecordStarted(worker=worker, index=index, attempt=attempt, at=at):
                     owners[index].started(worker, index, attempt, at)
-                case actions.RecordTask(index=index, state=state, why=why, error=error):
-                    owners[index].task_changed(index, state, why, error)
+                case actions.RecordTask() as change:
+                    owners[change.index].task_changed(*msgspec.structs.astuple(change))
                 case actions.Recall(worker=worker, attempts=keys):
                     transport.send(worker, messages.Recall([AttemptKey(*key) for key in keys]))
                 case actions.Cancel(worker=worker, index=index, attempt=attempt, interrupted=interrupted):

@@ -40,7 +40,8 @@ class Liveness:
 
     def __init__(self, now: float, silence_s: float) -> None:
         self.silence_s = silence_s
-        self._beat_s = silence_s / BEATS_PER_SILENCE
+        self.beat_s = silence_s / BEATS_PER_SILENCE
+        """How often `silent` and `beat_due` want to be asked."""
         self._heard: dict[int, float] = {}
         self._looked_at = now
         self._next_beat = now
@@ -61,7 +62,7 @@ class Liveness:
         """Return who has been silent for too long; to be called at least once per beat."""
         gap_s = now - self._looked_at
         self._looked_at = now
-        if gap_s > 2.0 * self._beat_s:
+        if gap_s > 2.0 * self.beat_s:
             # It was us who did not listen: what was sent meanwhile is still to be read.
             self._heard = {who: min(now, at + gap_s) for who, at in self._heard.items()}
         return [who for who, at in self._heard.items() if now - at > self.silence_s]
@@ -70,7 +71,7 @@ class Liveness:
         """Tell whether a beat is due, and count it as given."""
         if now < self._next_beat:
             return False
-        self._next_beat = now + self._beat_s
+        self._next_beat = now + self.beat_s
         return True
 
     def next_look_s(self, now: float) -> float:

@@ -151,7 +151,7 @@ class Master:
                 self._perform(self._scheduler.handle_many(happened, now))
             self._acknowledge()
             if now >= self._next_tick:
-                self._next_tick = now + TICK_S
+                self._next_tick = now + min(TICK_S, self._liveness.beat_s)
                 self._tick(now)
         return self._finish
 

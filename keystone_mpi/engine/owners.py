@@ -39,16 +39,24 @@ class Owner(Protocol):
 
     def assigned(self, worker: int, attempts: Sequence[tuple[int, int]]) -> None: ...
 
-    def started(self, worker: int, index: int, attempt: int, at: float) -> None:  # noqa: ARG002
+    def started(self, worker: int, index: int, attempt: int, at: float) -> None:  # noqa: ARG002 - for those who keep records
         return
 
-    def progress(self, index: int, fraction: float) -> None:  # noqa: ARG002
+    def progress(self, index: int, fraction: float) -> None:  # noqa: ARG002 - for those who keep records
         return
 
-    def attempt_ended(self, worker: int, report: AttemptReport, state: TaskState) -> None:  # noqa: ARG002
+    def attempt_ended(self, worker: int, report: AttemptReport, state: TaskState) -> None:  # noqa: ARG002 - for those who keep records
         return
 
-    def task_changed(self, index: int, state: TaskState, why: Why, error: str) -> None:  # noqa: ARG002
+    def task_changed(
+        self,
+        index: int,  # noqa: ARG002 - for those who keep records
+        state: TaskState,  # noqa: ARG002 - for those who keep records
+        why: Why,  # noqa: ARG002 - for those who keep records
+        error: str,  # noqa: ARG002 - for those who keep records
+        returned_attempt: int = 0,  # noqa: ARG002 - for those who keep records
+    ) -> None:
+        """Take note of a change without an attempt that ended; see `actions.RecordTask`."""
         return
 
     def ended(self, notice: actions.Notify) -> None:

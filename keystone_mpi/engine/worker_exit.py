@@ -16,7 +16,8 @@ import threading
 import traceback
 from typing import NoReturn
 
-from keystone_mpi.core.errors import LauncherMismatchError
+from keystone_mpi.core.errors import LauncherMismatchError, MasterSilentError
+from keystone_mpi.engine.parting import ABORT_CODE
 from keystone_mpi.engine.serving import serve_as_worker
 from keystone_mpi.execution.environment import Promised
 
@@ -34,6 +35,10 @@ def end_worker_rank(promised: Promised) -> NoReturn:
         serve_as_worker(promised)
     except LauncherMismatchError:
         pass  # rank 0 has the same trouble and tells it
+    except MasterSilentError as error:
+        sys.stderr.write(f"keystone_mpi: worker rank {promised.rank}: {error}\n")
+        sys.stderr.flush()
+        os._exit(ABORT_CODE)  # MPI_Finalize would wait for the rank that is gone
     except Exception:
         # MPI_Finalize would hang and the others would wait: print, and let mpiexec end the job.
         sys.stderr.write(

@@ -111,7 +111,9 @@ def test_no_kill_ends_or_shrinks_and_never_hangs(slurm, cluster, tmp_path: Path,
         assert len(ended(tmp_path / "demo.h5")) == TASKS, "the nodes that are left did the rest"
     told = ended(tmp_path / "demo.h5")
     assert len(told) >= 8
-    slurm([*slurm.srun("-N2", "--ntasks-per-node=1", "-c4"), "keystone-mpi", "run", sweep]).check()
+    slurm(
+        [*slurm.srun("-N2", f"-x{dead}", "--ntasks-per-node=1", "-c4"), "keystone-mpi", "run", sweep]
+    ).check()
     assert told.items() <= ended(tmp_path / "demo.h5").items()
     check_story(tmp_path, repeated_at_most=12)
 
@@ -135,7 +137,9 @@ def test_workers_whose_master_is_gone_leave(slurm, cluster, tmp_path: Path, wait
     done = job.wait(60)
     assert not done.timed_out, done.output
     assert done.returncode != 0
-    slurm([*slurm.srun("-N2", "--ntasks-per-node=1", "-c4"), "keystone-mpi", "run", sweep]).check()
+    slurm(
+        [*slurm.srun("-N2", f"-x{dead}", "--ntasks-per-node=1", "-c4"), "keystone-mpi", "run", sweep]
+    ).check()
     assert told.items() <= ended(tmp_path / "demo.h5").items()
     check_story(tmp_path, repeated_at_most=12)
 
@@ -157,7 +161,7 @@ def test_a_frozen_node_is_taken_for_lost(slurm, cluster, tmp_path: Path, wait_un
         cluster.crash("node2")
         cluster.notice("node2")
     assert not job.wait(60).timed_out
-    slurm([*slurm.srun("-N2", "--ntasks-per-node=1", "-c4"), "keystone-mpi", "run", sweep]).check()
+    slurm([*slurm.srun("-N2", "-xnode2", "--ntasks-per-node=1", "-c4"), "keystone-mpi", "run", sweep]).check()
     assert states(tmp_path / "demo.h5") == ["SUCCESS"] * TASKS
 
 
@@ -223,7 +227,9 @@ def test_no_kill_and_the_batch_host_dies(slurm, cluster, tmp_path: Path, wait_un
     cluster.run("scancel", job, check=False)
     cluster.wait_job(job)
     assert told.items() <= ended(tmp_path / "demo.h5").items()
-    slurm([*slurm.srun("-N2", "--ntasks-per-node=1", "-c4"), "keystone-mpi", "run", sweep]).check()
+    slurm(
+        [*slurm.srun("-N2", f"-x{dead}", "--ntasks-per-node=1", "-c4"), "keystone-mpi", "run", sweep]
+    ).check()
     assert told.items() <= ended(tmp_path / "demo.h5").items()
     check_story(tmp_path, repeated_at_most=12)
 

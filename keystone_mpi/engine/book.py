@@ -22,7 +22,7 @@ from typing import Any
 import msgspec
 
 from keystone_mpi.core import actions
-from keystone_mpi.core.errors import ClusterError, KeystoneError, LeaseHeldError
+from keystone_mpi.core.errors import KeystoneError
 from keystone_mpi.core.model import (
     Assignment,
     AttemptKey,
@@ -32,6 +32,7 @@ from keystone_mpi.core.model import (
     TaskState,
     Why,
 )
+from keystone_mpi.engine.housekeeping import Housekeeping
 from keystone_mpi.engine.hub import Hub
 from keystone_mpi.engine.pace import Pace
 from keystone_mpi.engine.parting import attend
@@ -39,6 +40,7 @@ from keystone_mpi.engine.stopping import DRAIN_SUFFIX
 from keystone_mpi.engine.store_process import StoreClient
 from keystone_mpi.engine.task_records import TaskRecord, Watches
 from keystone_mpi.engine.task_requests import task_seed
+from keystone_mpi.engine.troubles import Troubles
 from keystone_mpi.records import entries
 from keystone_mpi.records.committer import Committer
 from keystone_mpi.records.lease import Lease
@@ -136,12 +138,13 @@ class Book:
         self._notices: deque[_Notice] = deque()
         self._sequence = 0
         self._demanded = 0
-        self._next_renewal = 0.0
+        self._house = Housekeeping(lease, self._look_for_drain_file, Troubles(notice))
         self._pace = Pace(time.monotonic())
         self.problem = ""
         self.behind = False
         """Too much waits for the disk."""
         self._draining = False
+        self._drain_asked = False
         self._told: dict[str, Any] = {}
         """What the lease says of the run."""
         hub.post(lambda: hub.add_resident(self))
@@ -188,8 +191,15 @@ class Book:
         try:
             self._committer.submit([entries.RunClosed(state=state, reason=reason, at=time.time())])
             turn = threading.Event()
-            problem = attend(self._write_last_batch, lambda wait_s: self._stay(turn, wait_s), turn.set)
+            problem = attend(
+                self._write_last_batch,
+                lambda wait_s: self._stay(turn, wait_s),
+                turn.set,
+                self._store.give_up,
+            )
         except Exception:
+            if self._store.is_writing:
+                raise  # as long as that goes on the lease stays, until this process ends
             self._store.close()
             self._committer.close(LAST_WORDS_S)
             self._lease.release()
@@ -212,10 +222,13 @@ class Book:
     def _stay(self, turn: threading.Event, wait_s: float) -> None:
         """Keep the lease while the last batch is being written; the hub's thread gives signs of life."""
         turn.wait(min(wait_s, LEASE_RENEWAL_S))
-        now = time.monotonic()
-        if now >= self._next_renewal:
-            self._next_renewal = now + LEASE_RENEWAL_S
-            self._renew_lease({**self._told, "running": 0, "eta_s": None, "waiting": [], "task_progress": {}})
+        told = {**self._told, "running": 0, "eta_s": None, "waiting": [], "task_progress": {}}
+        self._house.turn(time.monotonic(), lambda: told)
+
+    def _look_for_drain_file(self) -> None:
+        """Look for a request to drain; in a thread of its own, since the file system may take its time."""
+        if not self._drain_asked and self._drain_path.exists():
+            self._drain_asked = True
 
     @property
     def _drain_path(self) -> Path:
@@ -407,15 +420,14 @@ class Book:
             self._notice("the journal can be written again")
         self.problem = problem
         self.behind = bool(problem) or self._committer.backlog_bytes > BACKLOG_PAUSE_BYTES
-        if now >= self._next_renewal:
-            self._next_renewal = now + LEASE_RENEWAL_S
-            self._renew(now)
-        if not self._draining and self._drain_path.exists():
+        self._house.turn(now, self._facts)
+        if self._drain_asked and not self._draining:
             self._draining = True
             self._hub.drain(f"keystone-mpi drain {self.path.name}")
 
-    def _renew(self, now: float) -> None:
-        """Renew the lease, with what ``keystone-mpi status`` says of a run that goes on."""
+    def _facts(self) -> dict[str, Any]:
+        """Return what ``keystone-mpi status`` says of a run that goes on."""
+        now = time.monotonic()
         running = [
             record
             for record, _ in self._by_index.values()
@@ -435,15 +447,7 @@ class Book:
                 record.task_id: record.progress for record in running if record.progress is not None
             },
         }
-        self._renew_lease(self._told)
-
-    def _renew_lease(self, status: dict[str, Any]) -> None:
-        try:
-            self._lease.renew(status)
-        except LeaseHeldError:
-            raise
-        except ClusterError as error:
-            self._notice(str(error))
+        return self._told
 
     def worker_joined(self, worker: int, facts: messages.Hello, slots: int, memory_bytes: int) -> None:
         """See `hub.Resident`."""

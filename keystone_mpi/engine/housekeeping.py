@@ -90,5 +90,7 @@ class Housekeeping:
             if facts is not None:
                 self._lease.renew(facts)
                 self._renewed = True
+        except OSError as error:
+            self._error = ClusterError(f"{self._lease.path.parent}: cannot be looked at: {error.strerror}")
         except BaseException as error:  # raised again by the next turn, in the master's thread
             self._error = error

@@ -10,6 +10,7 @@ others: it is the work that moves to a thread of its own.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
@@ -22,11 +23,17 @@ T = TypeVar("T")
 
 ABORT_CODE = 75
 """What a rank ends with, and mpiexec reports, when others are gone: run it again."""
+GIVEN_UP_WITHIN_S = 10.0
 LOOK_S = 1.0
 """How often at least `meanwhile` is called; it may wait so long itself."""
 
 
-def attend(work: Callable[[], T], meanwhile: Callable[[float], None], wake: Callable[[], None]) -> T:
+def attend(
+    work: Callable[[], T],
+    meanwhile: Callable[[float], None],
+    wake: Callable[[], None],
+    give_up: Callable[[], None],
+) -> T:
     """Do `work` in another thread and call `meanwhile` again and again until it is done.
 
     Parameters
@@ -37,6 +44,8 @@ def attend(work: Callable[[], T], meanwhile: Callable[[float], None], wake: Call
         Waits for the seconds that it is given at most.
     wake : callable
         Ends a wait of `meanwhile`; called from the other thread.
+    give_up : callable
+        Makes `work` end soon; called when `meanwhile` raises, before that is raised here.
     """
     results: list[T] = []
     problems: list[BaseException] = []
@@ -53,8 +62,13 @@ def attend(work: Callable[[], T], meanwhile: Callable[[float], None], wake: Call
 
     thread = threading.Thread(target=run, name="keystone-last-work", daemon=True)
     thread.start()
-    while not done.is_set():
-        meanwhile(LOOK_S)
+    try:
+        while not done.is_set():
+            meanwhile(LOOK_S)
+    except BaseException:
+        give_up()
+        thread.join(GIVEN_UP_WITHIN_S)
+        raise
     thread.join()
     if problems:
         raise problems[0]
@@ -62,7 +76,10 @@ def attend(work: Callable[[], T], meanwhile: Callable[[float], None], wake: Call
 
 
 def finalize_in_time(finalize: Callable[[], None], who: str) -> None:
-    """Call MPI_Finalize; a process that waits there for longer than the limit of silence ends itself."""
+    """Call MPI_Finalize; a process that waits there for longer than the limit of silence ends itself.
+
+    `finalize` must let other threads of Python run; mpi4py's own does not.
+    """
     limit_s = silence_limit_s()
     watch = threading.Timer(limit_s, _give_up, (who, limit_s))
     watch.daemon = True
@@ -74,10 +91,12 @@ def finalize_in_time(finalize: Callable[[], None], who: str) -> None:
 
 
 def _give_up(who: str, limit_s: float) -> None:
-    sys.stdout.flush()
-    sys.stderr.write(
-        f"keystone-mpi: {who}: MPI did not end within {limit_s:.0f} s, so a node is gone or cut off. What "
-        "was acknowledged is safe; run the same command again to see that all is done\n"
-    )
-    sys.stderr.flush()
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.write(
+            f"keystone-mpi: {who}: MPI did not end within {limit_s:.0f} s, so a node is gone or cut off. "
+            "What was acknowledged is safe; run the same command again to see that all is done\n"
+        )
+        sys.stderr.flush()
     os._exit(ABORT_CODE)

@@ -252,6 +252,8 @@ class PipelineTasks:
                 for _ in self.ends(self.own(), None):
                     continue
             except KeystoneError:
+                if self.hub.problem is None:
+                    raise
                 self._told = told  # said below, when the file is finished
         stopped = (
             (TaskState.PENDING, TaskState.RUNNING)

@@ -206,10 +206,10 @@ class Session:
         assert self.store is not None
         self.committer.submit([entries.RunClosed(state=state, reason=reason, at=time.time())])
         try:
-            result = attend(partial(_finish, self.committer, self.store, timeout_s), meanwhile, wake)
+            work = partial(_finish, self.committer, self.store, timeout_s)
+            result = attend(work, meanwhile, wake, self.store.give_up)
         except LeftToNextStart as reason:
-            self.store.give_up()
-            self.lease.release()
+            # The lease stays: it is this process's, which is about to end, and a mount may not answer.
             return str(reason)
         self.lease.release()
         self.notices_of_file += result.notices
@@ -218,6 +218,8 @@ class Session:
     def abandon(self) -> None:
         """Leave at once after an error: the journal keeps what it has, the next start goes on."""
         if self.store is not None:
+            if self.store.is_writing:
+                return  # as long as that goes on the lease stays, until this process ends
             self.store.close()
         if self.committer is not None:
             self.committer.close(timeout_s=5.0)

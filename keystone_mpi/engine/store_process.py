@@ -47,6 +47,7 @@ RESTARTS = 5
 """Of a store process that dies before it has written a batch; then the file is left to the next start."""
 KILLED_WITHIN_S = 5.0
 LAST_WORDS_BYTES = 2000
+GIVEN_UP = "nobody waits for the last batch any more"
 
 
 class BatchResult(msgspec.Struct, frozen=True):
@@ -75,6 +76,9 @@ class StoreClient:
         self._opened_at = time.monotonic()
         self._process: subprocess.Popen[bytes] | None = None
         self._stderr_fd = -1
+        self._given_up = False
+        self.is_writing = False
+        """Some thread is in `finish`: the lease must not go before that has returned."""
         self._buffer = b""
         self._restarts = 0
         self.problem = ""
@@ -101,11 +105,13 @@ class StoreClient:
             env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
         )
         self._buffer = b""
+        if self._given_up:
+            self._process.kill()
         return self._process
 
     def ensure_started(self) -> None:
         """Start the process if it was not time yet: a program's own process is not to load HDF5."""
-        if self._process is None:
+        if self._process is None and not self._given_up:
             self._start()
 
     def poll(self) -> None:
@@ -115,25 +121,39 @@ class StoreClient:
                 self._start()
             return
         self._read(self._process, 0.0)
-        if self._process.poll() is not None and self._restarts < RESTARTS:
+        if self._process.poll() is None:
+            return
+        if self._restarts < RESTARTS:
             self._restart()
+        elif not self.problem:
+            self.problem = self._died()
+
+    def _died(self) -> str:
+        return f"the store process died {RESTARTS + 1} times in a row{self._last_words()}"
 
     def _restart(self) -> bool:
         """Start another process; False when they die one after the other."""
-        last_words = self._last_words()
-        self.close()
-        if self._restarts >= RESTARTS:
-            self.problem = f"the store process died {RESTARTS + 1} times in a row{last_words}"
+        if self._given_up:
+            self.problem = GIVEN_UP
             return False
+        if self._restarts >= RESTARTS:
+            self.problem = self._died()
+            self.close()
+            return False
+        self.close()
         self._restarts += 1
         self._start()
         return True
 
     def give_up(self) -> None:
-        """Write nothing more, whoever waits in `finish`; callable from another thread."""
-        self._restarts = RESTARTS + 1
-        if self._process is not None:
-            self._process.kill()
+        """Write nothing more; callable while another thread is in `finish`, which then returns soon.
+
+        What the master itself is writing goes on: see `is_writing`.
+        """
+        self._given_up = True
+        process = self._process
+        if process is not None:
+            process.kill()
 
     def _last_words(self) -> str:
         """Return what the process that died said last, for a message."""
@@ -154,6 +174,15 @@ class StoreClient:
             With a problem when the file could not be written in time; the
             journal then still holds everything.
         """
+        self.is_writing = True
+        try:
+            return self._finish(timeout_s)
+        finally:
+            self.is_writing = False
+
+    def _finish(self, timeout_s: float) -> BatchResult:
+        if self._given_up:
+            return BatchResult(final=True, problem=GIVEN_UP)
         if self._process is None:
             return _Folder(self._output_path).fold(final=True)
         deadline = time.monotonic() + timeout_s

@@ -16,6 +16,7 @@ stacks whose matched probe is broken.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import time
 import warnings
@@ -155,11 +156,24 @@ class MpiWorld:
         if self.initialised_before:
             return  # mpi4py's own exit hook does it
         if self._mpi.Is_initialized() and not self._mpi.Is_finalized():
-            self._mpi.Finalize()
+            _finalize_of(self._mpi)()
 
     def abort(self, code: int) -> None:
         """End all ranks at once."""
         self.comm.Abort(code)
+
+
+def _finalize_of(mpi: Any) -> Callable[[], object]:
+    """Return MPI_Finalize, called so that other threads of Python run: one watches how long it takes.
+
+    mpi4py keeps the interpreter's lock in its own call.
+    """
+    try:
+        finalize = ctypes.CDLL(mpi.__file__).MPI_Finalize
+    except (OSError, AttributeError):  # an mpi4py that finds its library in another way
+        return mpi.Finalize  # type: ignore[no-any-return]
+    finalize.restype = ctypes.c_int
+    return finalize
 
 
 class _Port:

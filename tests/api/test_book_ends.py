@@ -12,7 +12,7 @@ import pytest
 
 from keystone_mpi import TaskPipeline
 from keystone_mpi.core.errors import ClusterError, LeaseHeldError
-from keystone_mpi.engine import book, book_opening
+from keystone_mpi.engine import book_opening, housekeeping
 from keystone_mpi.engine.store_process import StoreClient
 from keystone_mpi.records import entries
 from keystone_mpi.records.committer import Committer
@@ -44,7 +44,7 @@ def test_the_lease_is_renewed_while_the_last_batch_is_written(
         ages.append(time.time() - lease.stat().st_mtime)
         return finish(store, timeout_s)
 
-    monkeypatch.setattr(book, "LEASE_RENEWAL_S", 0.5)
+    monkeypatch.setattr(housekeeping, "RENEWAL_S", 0.5)
     monkeypatch.setattr(StoreClient, "finish", slowly)
     pipeline.submit_task("command", ["true"])
     pipeline.close()
@@ -64,7 +64,7 @@ def test_a_run_that_is_taken_over_at_the_end_is_left(folder: Path, monkeypatch: 
         raise LeaseHeldError("taken over by somebody")
 
     opened = pipeline._tasks.book
-    monkeypatch.setattr(book, "LEASE_RENEWAL_S", 0.5)
+    monkeypatch.setattr(housekeeping, "RENEWAL_S", 0.5)
     monkeypatch.setattr(StoreClient, "finish", slowly)
     with pytest.raises(LeaseHeldError, match="taken over by somebody"):
         pipeline.close()

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -129,3 +130,44 @@ def test_mpi_that_does_not_end_is_left() -> None:
     assert (done.returncode, done.stdout) == (75, "ended\n")
     assert "rank 7: MPI did not end within 3 s" in done.stderr
     assert time.monotonic() - began >= SILENCE_S
+
+
+FINALIZE = """
+import sys, time
+from keystone_mpi.engine.parting import finalize_in_time
+from keystone_mpi.transport.mpi import MpiWorld
+world = MpiWorld(None)
+if world.rank == 1:
+    time.sleep(120)
+finalize_in_time(world.finalize, "rank 0")
+"""
+
+
+def test_the_real_mpi_finalize_can_be_left(mpiexec, tmp_path: Path) -> None:
+    """It must let the thread run that watches it: mpi4py's own call would not."""
+    (tmp_path / "program.py").write_text(FINALIZE)
+    done = mpiexec(
+        [sys.executable, tmp_path / "program.py"], n=2, env={"KEYSTONE_SILENCE": str(SILENCE_S)}, timeout_s=60
+    )
+    assert not done.timed_out, done.output
+    assert done.returncode != 0
+    assert "rank 0: MPI did not end within 3 s" in done.output
+
+
+def test_work_that_nobody_waits_for_is_given_up(tmp_path: Path) -> None:
+    """What is raised meanwhile is raised when the work has ended, not beside it."""
+    from keystone_mpi.engine.parting import attend
+
+    told: list[str] = []
+    stop = threading.Event()
+
+    def work() -> None:
+        stop.wait(30)
+        told.append("the work has ended")
+
+    def meanwhile(_wait_s: float) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        attend(work, meanwhile, lambda: None, stop.set)
+    assert told == ["the work has ended"]

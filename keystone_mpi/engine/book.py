@@ -48,7 +48,6 @@ from keystone_mpi.records.programs import StoredRecipe
 from keystone_mpi.tools.recipe import Recipe
 from keystone_mpi.transport import messages
 
-LEASE_RENEWAL_S = 5.0
 BACKLOG_PAUSE_BYTES = 64 << 20
 LAST_BATCH_S = 3600.0
 LAST_WORDS_S = 5.0
@@ -197,7 +196,7 @@ class Book:
                 turn.set,
                 self._store.give_up,
             )
-        except Exception:
+        except Exception:  # raised again, when nothing is held any more
             if self._store.is_writing:
                 raise  # as long as that goes on the lease stays, until this process ends
             self._store.close()
@@ -221,7 +220,7 @@ class Book:
 
     def _stay(self, turn: threading.Event, wait_s: float) -> None:
         """Keep the lease while the last batch is being written; the hub's thread gives signs of life."""
-        turn.wait(min(wait_s, LEASE_RENEWAL_S))
+        turn.wait(wait_s)
         told = {**self._told, "running": 0, "eta_s": None, "waiting": [], "task_progress": {}}
         self._house.turn(time.monotonic(), lambda: told)
 

@@ -43,7 +43,7 @@ class CallFuture(Future[Any]):
     _done_callbacks: list[Callable[[Any], object]]
 
     def _invoke_callbacks(self) -> None:
-        run: Callable[[], None] = super()._invoke_callbacks  # type: ignore[misc]
+        run: Callable[[], None] = super()._invoke_callbacks  # type: ignore[misc] # not in the stubs: the library's own
         if self._done_callbacks and CallFuture.call_later is not None:
             CallFuture.call_later(run)
         else:

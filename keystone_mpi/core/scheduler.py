@@ -35,7 +35,7 @@ from keystone_mpi.core.placement import Placement
 from keystone_mpi.core.ready_queue import ReadyQueue
 from keystone_mpi.core.transitions import Ledger, Phase, Task
 from keystone_mpi.core.verdicts import judge
-from keystone_mpi.core.workers import Worker, WorkerPool, recallable
+from keystone_mpi.core.workers import Worker, WorkerPool, unstarted
 
 LOOKAHEAD = 8192
 _PARKED_WINDOWS = 8
@@ -191,7 +191,7 @@ class Scheduler:
             case events.DrainRequested():
                 self.draining = True
                 for worker in self.pool.workers.values():
-                    self.placement.recall(worker, recallable(worker), now)
+                    self.placement.recall(worker, unstarted(worker), now)
             case events.StopRequested():
                 self._on_stop(now)
             case events.EndMoved(ends_at=ends_at):

@@ -172,3 +172,8 @@ class WorkerPool:
 def recallable(worker: Worker) -> list[Task]:
     """Return the attempts that the worker could still give back, the latest given first."""
     return [task for task in reversed(worker.backlog.values()) if task.phase is Phase.GIVEN]
+
+
+def unstarted(worker: Worker) -> list[Task]:
+    """Return all attempts of which no start was heard, those on a core, too: they may have to wait there."""
+    return recallable(worker) + [task for task in worker.held.values() if task.phase is Phase.GIVEN]

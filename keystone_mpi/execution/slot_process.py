@@ -165,14 +165,18 @@ class SlotProcess:
         """
         for message in waiting:
             self._handle(message)
+        job_signals = self._run.job_signals
         while not self._ending:
+            held_s: float | None = None
             if self._orders and self._channel.unsent_bytes < _UNSENT_LIMIT_BYTES:
-                self._attempt(self._orders.popleft())
-            else:
-                if self._unsent:
-                    self._flush()
-                if not self._ending:
-                    self._run.wait_idle()
+                held_s = job_signals.ask_to_start()
+                if not held_s:
+                    self._attempt(self._orders.popleft())
+                    continue
+            if self._unsent:
+                self._flush()
+            if not self._ending:
+                self._run.wait_idle(held_s)
 
     def on_control(self) -> None:
         """Take what the rank sent, and send what it can take."""

@@ -7,7 +7,7 @@ belongs to its present attempt, because orphans come back to it (subreaper).
     spawn --> poll [wakeup of SIGCHLD, control socket, stdout, stderr] until the solver is reaped
           deadline | memory | cancel --> TERM to all --> grace --> KILL to all, again and again
           solver gone, others left   --> TERM to all --> 1 s   --> KILL
-          TERM or INT came to this process, too, and the solver fails --> interrupted: meant for the job
+          TERM or INT came to this process, too --> interrupted: meant for the job (job_signals)
     ECHILD --> ended
 """
 
@@ -22,6 +22,7 @@ from typing import Protocol
 
 from keystone_mpi.core.model import Outcome
 from keystone_mpi.execution.capture import OutputStream
+from keystone_mpi.execution.job_signals import JobSignals
 from keystone_mpi.execution.memory_watch import MemoryWatch, text_of_bytes
 from keystone_mpi.execution.processes import descendants, ignore_in_python, signal_each
 
@@ -35,9 +36,6 @@ _LONGEST_POLL_S = 1e6
 _DEFAULTED = tuple(set(signal.valid_signals()) - {signal.SIGKILL, signal.SIGSTOP})
 # Slurm signals every process of a step. Its warning before the end must not kill what is to be finished.
 _DEFAULTED_IN_JOB = tuple(set(_DEFAULTED) - {signal.SIGUSR1})
-_TO_ALL = (signal.SIGTERM, signal.SIGINT)
-_TO_ALL_PATIENCE_S = 0.1
-"""A signal to all of a job may reach the solver a moment before it reaches this process."""
 
 _TO_STDIN, _TO_STDOUT, _TO_STDERR = 0, 1, 2
 
@@ -67,7 +65,6 @@ class SolverRun:
 
     __slots__ = (
         "_actions",
-        "_came_to_all",
         "_childless",
         "_control_fd",
         "_deadline",
@@ -91,6 +88,7 @@ class SolverRun:
         "_watch",
         "ended_mono",
         "error",
+        "job_signals",
         "left_behind",
         "max_rss_bytes",
         "pid",
@@ -111,10 +109,7 @@ class SolverRun:
         self._wakeup_fd, wakeup_write_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.signal(signal.SIGCHLD, ignore_in_python)
         signal.set_wakeup_fd(wakeup_write_fd, warn_on_full_buffer=False)
-        self._came_to_all = 0
-        """Signal to the whole job that came during the attempt; 0: none."""
-        for number in _TO_ALL:
-            signal.signal(number, self._note_signal)
+        self.job_signals = JobSignals(self._wakeup_fd)
         self._defaulted = _DEFAULTED_IN_JOB if "SLURM_JOB_ID" in os.environ else _DEFAULTED
         self.poller = select.poll()
         self.poller.register(self._wakeup_fd, select.POLLIN)
@@ -193,7 +188,6 @@ class SolverRun:
             setsigmask=(),
             setsigdef=self._defaulted,
         )
-        self._came_to_all = 0
         self.status = None
         self.user_s = self.system_s = 0.0
         self.max_rss_bytes = 0
@@ -244,7 +238,10 @@ class SolverRun:
         monotonic = time.monotonic
         wakeup_fd, out_fd, err_fd = self._wakeup_fd, self._stdout.read_fd, self._stderr.read_fd
         printed = False
+        job_signals = self.job_signals
         while True:
+            if job_signals.is_unheeded and job_signals.heed():
+                self.stop(Outcome.INTERRUPTED, job_signals.error, min(self._grace_s, LEFTOVER_GRACE_S))
             now = monotonic()
             if now >= self._wake_at:
                 self._on_time(now)
@@ -270,8 +267,14 @@ class SolverRun:
                     self._wake_at = 0.0
             if self._childless and self.status is not None:
                 break
-        if self.status and self.verdict is None:
-            self._look_for_signal_to_all(self.status)
+        if (
+            self.verdict is None
+            and self.status is not None
+            and job_signals.came_to(self.status, self.ended_mono)
+        ):
+            self._limited = True
+            self.verdict = Outcome.INTERRUPTED
+            self.error = job_signals.error
         # The poll that saw the end also saw what had been printed before it, unless others printed, too.
         if printed or self._reaped_others:
             self._stdout.drain()
@@ -279,26 +282,9 @@ class SolverRun:
         if self._terminated:
             self._renew_pipes()
 
-    def _note_signal(self, number: int, _frame: object) -> None:
-        self._came_to_all = number
-
-    def _look_for_signal_to_all(self, status: int) -> None:
-        """Tell a solver that failed because the whole job was signalled from one that failed by itself."""
-        if os.WIFSIGNALED(status) and os.WTERMSIG(status) in _TO_ALL:
-            until = time.monotonic() + _TO_ALL_PATIENCE_S
-            while not self._came_to_all and (left_s := until - time.monotonic()) > 0:
-                # Ours may come a little later; its handler runs when the wakeup pipe has it.
-                if select.select([self._wakeup_fd], (), (), left_s)[0]:
-                    os.read(self._wakeup_fd, 512)
-        if self._came_to_all:
-            self._limited = True
-            self.verdict = Outcome.INTERRUPTED
-            name = signal.Signals(self._came_to_all).name
-            self.error = f"{name} was sent to all processes of the job"
-
-    def wait_idle(self) -> None:
-        """Sleep until the control socket has something; no wake-ups otherwise."""
-        for fd, _ in self.poller.poll():
+    def wait_idle(self, limit_s: float | None = None) -> None:
+        """Sleep until the control socket has something or the limit has passed; no wake-ups otherwise."""
+        for fd, _ in self.poller.poll(None if limit_s is None else math.ceil(limit_s * 1000)):
             if fd == self._control_fd:
                 self._host.on_control()
             elif fd == self._wakeup_fd:

@@ -547,8 +547,9 @@ def test_drain_starts_nothing_and_takes_back_what_has_not_started() -> None:
     bench.tell(events.DrainRequested())
     (recall,) = bench.out
     assert isinstance(recall, actions.Recall)
-    assert [index for index, _ in recall.attempts] == [6, 5, 4, 3, 2]
-    bench.tell(events.TasksReturned(0, recall.attempts))
+    # The one on the core, too: no start of it was heard, and it may have to wait there.
+    assert [index for index, _ in recall.attempts] == [6, 5, 4, 3, 2, 1]
+    bench.tell(events.TasksReturned(0, recall.attempts[:-1]))
     assert bench.finish() is None
     bench.report(1)
     assert bench.finish() == Finish(FinishReason.DRAINED, 998)

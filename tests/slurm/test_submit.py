@@ -171,7 +171,9 @@ def test_requeue_at_the_walltime_until_all_is_done(slurm, cluster, tmp_path: Pat
 @pytest.mark.multirank
 def test_requeue_stops_when_a_round_brings_nothing(slurm, cluster, tmp_path: Path, wait_until) -> None:
     """Tasks that need longer than the allocation would be started for ever."""
-    sweep = write_sweep(tmp_path, solver(600), "x = [1, 2, 3]")
+    # A solver that is one process: a shell whose command the signal reached first would go on without it.
+    command = ["/bin/sh", "-c", 'echo "{x} $KEYSTONE_ATTEMPT" >> started.log; exec sleep 600']
+    sweep = write_sweep(tmp_path, command, "x = [1, 2, 3]")
     said = slurm(["keystone-mpi", "submit", sweep, "--time", "10min", "--requeue"]).check()
     (job,) = job_ids(said.stdout)
     wait_until(lambda: len(started(tmp_path)) == 3, timeout_s=30)

@@ -216,7 +216,10 @@ class Book:
             self._store.close()
             return self._committer.problem or "the journal could not be synced in time"
         self._store.ensure_started()
-        return self._store.finish(LAST_BATCH_S).problem
+        result = self._store.finish(LAST_BATCH_S)
+        for notice in result.notices:
+            self._notice(notice)
+        return result.problem
 
     def _stay(self, turn: threading.Event, wait_s: float) -> None:
         """Keep the lease while the last batch is being written; the hub's thread gives signs of life."""

@@ -213,6 +213,7 @@ class Master:
 
     def _events(self, item: Received) -> list[Event]:
         worker = item.worker
+        self._ranks.heard(worker)
         if self._liveness.knows(worker):
             self._liveness.heard(worker, time.monotonic())
         match item.message:

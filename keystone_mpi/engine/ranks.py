@@ -65,6 +65,13 @@ class Ranks:
         self._absent.discard(worker)
         self._lost.add(worker)
 
+    def heard(self, worker: int) -> None:
+        """A worker sent something. One that was taken for lost goes home: its work is elsewhere by now."""
+        if worker in self._lost:
+            self._lost.discard(worker)
+            self._absent.add(worker)
+            self.transport.send(worker, Farewell())
+
     def waiting(self) -> list[int]:
         """Return who waits for the dismissal, also without work: everybody who is not lost."""
         return [worker for worker in self.transport.workers if worker not in self._lost]
@@ -98,6 +105,7 @@ class Ranks:
             )
 
     def _hear(self, item: Received, notice: Callable[[str], None]) -> None:
+        self.heard(item.worker)
         if self._liveness.knows(item.worker):
             self._liveness.heard(item.worker, time.monotonic())
         match item.message:

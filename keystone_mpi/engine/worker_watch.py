@@ -6,6 +6,7 @@ the only way left ends this process as well: so that comes last of all, after
 the program's files, its messages and its exit hooks.
 
     Beat <--> worker ... silence > limit --> Ranks.lost, look() --> WorkerLost
+                         heard of again  --> Ranks.heard: farewell
     farewell --> all there: MPI_Finalize
              --> one lost: beats to the others until the last exit hook --> MPI_Abort(75)
                                                       the program failed --> its own exit code
@@ -54,6 +55,7 @@ class WorkerWatch:
 
     def heard(self, item: Received, now: float) -> None:
         """Something came from a worker."""
+        self._ranks.heard(item.worker)
         if isinstance(item.message, messages.Beat) or self._liveness.knows(item.worker):
             self._liveness.heard(item.worker, now)
 

@@ -154,3 +154,18 @@ def _lives(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+@pytest.mark.multirank
+def test_a_worker_that_wakes_up_goes_home(run_lost: Callable[..., Any], folder: Path) -> None:
+    """It was taken for lost; what it had is elsewhere, and the program ends in order."""
+    more = """
+    assert pipeline.wait_for_workflow(ids)["completed"] == 8
+    os.kill(worker_ranks()[1], signal.SIGCONT)
+    last = pipeline.parameter_sweep("command", ["sleep", "{s}"], {"s": [0.5], "k": range(8)})
+    print(pipeline.wait_for_workflow(last)["completed"], flush=True)
+    """
+    done = run_lost(TASKS + textwrap.dedent(more)).check()
+    assert done.stdout.splitlines()[0] == "8", done.output
+    assert "is taken for lost" in done.stderr
+    check_file(folder / "out.h5", state="complete", states=[2] * 16)

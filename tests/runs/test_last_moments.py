@@ -171,3 +171,18 @@ def test_work_that_nobody_waits_for_is_given_up(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError):
         attend(work, meanwhile, lambda: None, stop.set)
     assert told == ["the work has ended"]
+
+
+def test_a_worker_that_wakes_up_goes_home(mpiexec, tmp_path: Path, wait_until) -> None:
+    """It was taken for lost, and its tasks run elsewhere; the run ends in order all the same."""
+    sweep = write_sweep(tmp_path, shell("sleep 1"), "x = { range = [0, 16, 1] }", "[task]\nretries = 0\n")
+    job = mpiexec.start(["keystone-mpi", "run", sweep, "--slots", "2"], n=3, env={"KEYSTONE_SILENCE": "3"})
+    wait_until(lambda: len(runner_processes(job.processes())["worker"]) == 2, timeout_s=30)
+    wait_until((tmp_path / "demo.h5.journal").exists, timeout_s=30)
+    worker = runner_processes(job.processes())["worker"][0]
+    time.sleep(1.0)  # the worker has given its first sign of life
+    kill(worker, signal.SIGSTOP)
+    wait_until(lambda: "is taken for lost" in job.output_so_far(), timeout_s=20)
+    kill(worker, signal.SIGCONT)
+    job.wait(60).check(0)
+    assert states(tmp_path / "demo.h5") == ["SUCCESS"] * 16

@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Literal
+
+import msgspec
 
 LauncherName = Literal["mpich", "openmpi", "slurm"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Promised:
+class Promised(msgspec.Struct, frozen=True, kw_only=True):
     """What mpiexec or srun told this process, before MPI_Init."""
 
     launcher: LauncherName | None

@@ -24,6 +24,8 @@ START_NOTHING_S = 5.0
 _TO_ALL = (signal.SIGTERM, signal.SIGINT)
 _SAME_SIGNAL_S = 1.0
 """The signal goes through all processes of the job within this time."""
+_YOUNG_S = 0.2
+"""An attempt of this age may have begun after the list of whom to signal was made."""
 _PATIENCE_SHARE = 0.005
 _PATIENCE_S = 0.050
 _LEAST_PATIENCE_S = 0.001
@@ -72,7 +74,7 @@ class JobSignals:
     def heed(self) -> bool:
         """Return whether the running attempt is so young that the signal may have missed it."""
         self.is_unheeded = False
-        return self.came and self._signalled_mono - self._allowed_mono < _SAME_SIGNAL_S
+        return self.came and self._signalled_mono - self._allowed_mono < _YOUNG_S
 
     @property
     def error(self) -> str:

@@ -17,8 +17,9 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Literal
+
+import msgspec
 
 from keystone_mpi.tools.finding import say
 
@@ -45,8 +46,7 @@ class NoLauncherError(Exception):
     """No mpiexec or srun that could start the solver's ranks; the text says why."""
 
 
-@dataclass(frozen=True, slots=True)
-class RankLauncher:
+class RankLauncher(msgspec.Struct, frozen=True):
     """What stands before a solver's command."""
 
     argv: tuple[str, ...]

@@ -13,16 +13,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from keystone_mpi.execution.environment import launcher_environment
 
 GPU_VARIABLES = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NodeResources:
+class NodeResources(msgspec.Struct, frozen=True, kw_only=True):
     """What one process sees of its node."""
 
     cpus: tuple[int, ...]
@@ -151,8 +151,7 @@ def detect(
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Step:
+class _Step(msgspec.Struct, frozen=True):
     """What Slurm says of this node's part of the step, or of the job under an mpiexec."""
 
     cpus: int

@@ -12,8 +12,8 @@ import contextlib
 import gc
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -36,8 +36,7 @@ from keystone_mpi.records.entries import (
 INTERRUPTED_ERROR = "the run stopped while this attempt was assigned or running"
 
 
-@dataclass(slots=True)
-class Flight:
+class Flight(msgspec.Struct):
     """An attempt that was handed out and has not ended."""
 
     worker: int
@@ -45,8 +44,7 @@ class Flight:
     started: float = math.nan
 
 
-@dataclass(frozen=True, slots=True)
-class TaskChange:
+class TaskChange(msgspec.Struct, frozen=True):
     """The state a task has from now on."""
 
     state: TaskState
@@ -54,8 +52,7 @@ class TaskChange:
     error: str
 
 
-@dataclass(slots=True)
-class Tail:
+class Tail(msgspec.Struct):
     """Entries of one journal, gathered.
 
     `opened`, `closed`, `in_flight` stay over `clear`; the rest is what came
@@ -64,17 +61,17 @@ class Tail:
 
     opened: RunOpened | None = None
     closed: RunClosed | None = None
-    in_flight: dict[tuple[int, int], Flight] = field(default_factory=dict)
+    in_flight: dict[tuple[int, int], Flight] = {}
     """(task index, attempt number) -> where and since when."""
-    ended: list[AttemptEnded] = field(default_factory=list)
-    changes: dict[int, TaskChange] = field(default_factory=dict)
-    forgiven: dict[int, int] = field(default_factory=dict)
+    ended: list[AttemptEnded] = []
+    changes: dict[int, TaskChange] = {}
+    forgiven: dict[int, int] = {}
     """Task that was put back -> length of `ended` by then: attempts before it no longer cost budget."""
-    joined: list[WorkerJoined] = field(default_factory=list)
-    left: list[WorkerLeft] = field(default_factory=list)
-    recipes: list[bytes] = field(default_factory=list)
+    joined: list[WorkerJoined] = []
+    left: list[WorkerLeft] = []
+    recipes: list[bytes] = []
     """Further recipes of a program."""
-    added: list[tuple[AddedTask, float]] = field(default_factory=list)
+    added: list[tuple[AddedTask, float]] = []
     """Further tasks of a program, and when they were submitted."""
     entries: int = 0
 
@@ -183,8 +180,7 @@ def without_gc() -> Iterator[None]:
 _SUCCESS = TaskChange(TaskState.SUCCESS, Why.NONE, "")
 
 
-@dataclass(frozen=True, slots=True)
-class TaskUpdate:
+class TaskUpdate(msgspec.Struct, frozen=True):
     """Values of one row per task that ended attempts; all arrays have the length of `rows`."""
 
     rows: NDArray[np.int64]

@@ -16,8 +16,9 @@ import shutil
 import subprocess
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime
+
+import msgspec
 
 from keystone_mpi.core.errors import ClusterError
 
@@ -29,8 +30,7 @@ ALIVE_STATES = frozenset(
 """States of a job that may have processes."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobFacts:
+class JobFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What Slurm says of one job."""
 
     state: str

@@ -10,7 +10,8 @@ in time for its last words and the last batch of the file.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+
+import msgspec
 
 from keystone_mpi.core.errors import UserError
 
@@ -25,8 +26,7 @@ LONGEST_WARNING_S = 300
 WARNING_FRACTION = 0.05
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stops:
+class Stops(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds from now."""
 
     drain_s: float

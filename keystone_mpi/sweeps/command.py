@@ -14,9 +14,10 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
+
+import msgspec
 
 from keystone_mpi.core.errors import SweepFileError
 from keystone_mpi.sweeps.checking import TemplateChecker
@@ -77,8 +78,7 @@ class ToolKeys:
         return self._of(name).wrong(name, allowed, hint)
 
 
-@dataclass(frozen=True, slots=True)
-class ToolChoice:
+class ToolChoice(msgspec.Struct, frozen=True):
     """The tool of a sweep and where its keys are."""
 
     tool: Tool
@@ -108,8 +108,7 @@ def choose_tool(document: Section, sweep: Section) -> ToolChoice:
     return ToolChoice(tool, section, ToolKeys(sweep, section))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Launching:
+class Launching(msgspec.Struct, frozen=True, kw_only=True):
     """How the ranks of a task are started."""
 
     launcher: LauncherKind = ""

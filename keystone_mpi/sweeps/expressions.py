@@ -23,8 +23,9 @@ import ast
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from keystone_mpi.core.errors import SweepFileError
 from keystone_mpi.deferred_numpy import np
@@ -63,8 +64,7 @@ class PointError(ArithmeticError):
         super().__init__(problem)
 
 
-@dataclass(frozen=True, slots=True)
-class _Node:
+class _Node(msgspec.Struct, frozen=True):
     """A compiled subtree."""
 
     kind: Kind
@@ -77,8 +77,7 @@ class _Node:
     """The value of a whole-number literal."""
 
 
-@dataclass(frozen=True, slots=True)
-class Expression:
+class Expression(msgspec.Struct, frozen=True):
     """A compiled expression.
 
     Attributes

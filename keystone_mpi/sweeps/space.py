@@ -20,8 +20,9 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from keystone_mpi.core.errors import SweepFileError
 from keystone_mpi.deferred_numpy import np
@@ -40,8 +41,7 @@ MOST_FILTERED = 2**32
 """``where`` looks at every candidate once; beyond this it would take minutes."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Chunk:
+class _Chunk(msgspec.Struct, frozen=True):
     """One evaluated chunk of candidates."""
 
     start: int

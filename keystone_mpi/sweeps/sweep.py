@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -27,8 +26,7 @@ from keystone_mpi.tools.recipe import Recipe
 from keystone_mpi.tools.render import RenderContext, Renderer
 
 
-@dataclass(frozen=True)
-class Sweep:
+class Sweep(msgspec.Struct, frozen=True, dict=True):
     """What a sweep file means.
 
     Attributes
@@ -64,7 +62,7 @@ class Sweep:
     spec: bytes
     fingerprint: dict[str, str]
     space_digest: str
-    _derived: frozenset[str] = field(default=frozenset(), repr=False)
+    _derived: frozenset[str] = frozenset()
 
     def __len__(self) -> int:
         return len(self.space)

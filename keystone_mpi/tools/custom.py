@@ -15,7 +15,6 @@ Without ``{parameters}`` the command's own ``{name}`` templates say which go whe
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -73,7 +72,7 @@ class CustomTool:
                 allowed = ", ".join(COLLECTOR_KINDS)
                 raise keys.error("collectors", f'"{kind}" is none of {allowed}', near(kind, COLLECTOR_KINDS))
         written = [self.name, *(given if isinstance(given, list) else [given]), script, *self._form(keys)]
-        return replace(
+        return msgspec.structs.replace(
             prepared,
             written=msgspec.json.encode([str(word) for word in written]).decode(),
             literals=(*prepared.literals, script) if script else prepared.literals,

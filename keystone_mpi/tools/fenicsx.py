@@ -11,7 +11,8 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from dataclasses import replace
+
+import msgspec
 
 from keystone_mpi.tools.finding import PYTHON_VARIABLES, is_our_interpreter, say
 from keystone_mpi.tools.python import prepare_script
@@ -80,7 +81,7 @@ class FenicsxTool:
                 raise keys.error(key, f"FEniCSx was not found: {found.detail}", hint)
             python, check = found.where, ()
         prepared = prepare_script(request, python, self.name)
-        return replace(prepared, check=check, check_hint=INSTALL, jit_cache=True)
+        return msgspec.structs.replace(prepared, check=check, check_hint=INSTALL, jit_cache=True)
 
 
 def _candidates() -> list[str]:

@@ -13,8 +13,9 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from keystone_mpi.core.errors import SweepFileError
 
@@ -69,8 +70,7 @@ PYTHON_VARIABLES = ("PYTHONPATH", "PYTHONHOME")
 """What one Python's environment says is wrong for another's."""
 
 
-@dataclass(frozen=True, slots=True)
-class Lookup:
+class Lookup(msgspec.Struct, frozen=True):
     """Finds programs and scripts as a task will.
 
     Parameters

@@ -18,7 +18,6 @@ import os
 import re
 import shlex
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -104,13 +103,15 @@ class OpenfoamTool:
             for key in ("applications", "set"):
                 if keys.has(key):
                     raise keys.error(key, "only used with case", "a script does this itself")
-            prepared = replace(PythonTool().prepare(request), written=f"openfoam {keys.text('script')}")
+            prepared = msgspec.structs.replace(
+                PythonTool().prepare(request), written=f"openfoam {keys.text('script')}"
+            )
             # The script starts the applications, and their ranks by $KEYSTONE_MPIEXEC.
             starts_ranks = bool(request.launcher)
-            prepared = replace(prepared, starts_ranks=starts_ranks, mpi_program="icoFoam")
+            prepared = msgspec.structs.replace(prepared, starts_ranks=starts_ranks, mpi_program="icoFoam")
         else:
             prepared = _prepare_case(request)
-        return replace(
+        return msgspec.structs.replace(
             prepared,
             env=env,
             collectors=collectors,

@@ -16,8 +16,9 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from keystone_mpi.core.errors import UserError
 
@@ -46,8 +47,7 @@ class TemplateError(UserError):
         super().__init__(f"{problem} ({hint})" if hint else problem)
 
 
-@dataclass(frozen=True, slots=True)
-class Field:
+class Field(msgspec.Struct, frozen=True):
     """One ``{name:spec}`` of a template."""
 
     name: str

@@ -12,9 +12,10 @@ plain data. Adding a solver is one file with one class, and one line in
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
+
+import msgspec
 
 from keystone_mpi.core.errors import SweepFileError
 from keystone_mpi.tools.recipe import CollectorRule, CollectRule, FileRule
@@ -60,8 +61,7 @@ class CollectReader(Protocol):
     def __call__(self, name: str) -> tuple[CollectRule, ...]: ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ToolRequest:
+class ToolRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What a tool may know of the sweep."""
 
     keys: Keys
@@ -99,8 +99,7 @@ class ToolRequest:
         return arguments
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prepared:
+class Prepared(msgspec.Struct, frozen=True, kw_only=True):
     """How a tool runs a sweep's tasks; becomes part of the recipe."""
 
     argv: tuple[str, ...]
@@ -111,9 +110,9 @@ class Prepared:
     """Absolute path of the tool's script."""
     literals: tuple[str, ...] = ()
     """Arguments without names, as they are run: where scripts and decks may be named."""
-    env: Mapping[str, str] = field(default_factory=dict)
+    env: Mapping[str, str] = {}
     """Defaults; ``[task] env`` wins."""
-    files: Mapping[str, FileRule] = field(default_factory=dict)
+    files: Mapping[str, FileRule] = {}
     """Made in the task's folder, beside those of ``[files]``."""
     case: str = ""
     collect: tuple[CollectRule, ...] = ()
@@ -124,12 +123,11 @@ class Prepared:
     mpi_program: str = ""
     check: tuple[str, ...] = ()
     check_hint: str = ""
-    fingerprint: Mapping[str, str] = field(default_factory=dict)
+    fingerprint: Mapping[str, str] = {}
     """Further parts: name -> text or digest."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
+class Finding(msgspec.Struct, frozen=True, kw_only=True):
     """Whether a solver is here."""
 
     found: bool

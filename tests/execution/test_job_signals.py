@@ -12,13 +12,13 @@ import pytest
 from execution_support import Bench, slot_pids, wait_until
 
 from keystone_mpi.core.model import Outcome
-from keystone_mpi.execution.job_signals import START_NOTHING_S, patience_of
+from keystone_mpi.execution.job_signals import START_NOTHING_S, JobSignals, patience_of
 from keystone_mpi.execution.launcher_client import AttemptStarted, OrdersReturned
 from keystone_mpi.execution.processes import descendants
 from keystone_mpi.execution.slot_messages import SlotOrder
 
-SOME_TIME_S = 1.2
-"""An attempt of this age has seen all of a signal that goes through the job."""
+SOME_TIME_S = 0.5
+"""An attempt of this age was there when the list of whom to signal was made."""
 
 
 @pytest.fixture
@@ -79,12 +79,31 @@ def test_a_signal_that_comes_to_the_solver_first(
     assert bench.report(order).outcome is Outcome.INTERRUPTED
 
 
+@pytest.mark.parametrize(("age_s", "is_stopped"), [(0.0, True), (0.1, True), (0.5, False), (1000.0, False)])
 def test_a_solver_that_only_just_started_may_have_been_missed(
-    bench: Bench, running: Callable[[str], tuple[SlotOrder, int]]
+    monkeypatch: pytest.MonkeyPatch, age_s: float, is_stopped: bool
 ) -> None:
-    order, slot = running("READY; exec sleep 100")
-    os.kill(slot, signal.SIGTERM)
-    assert bench.report(order).outcome is Outcome.INTERRUPTED
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    now = 100.0
+    monkeypatch.setattr("keystone_mpi.execution.job_signals.time.monotonic", lambda: now)
+    try:
+        signals = JobSignals(-1)
+        assert signals.ask_to_start() == 0.0
+        assert not signals.is_unheeded
+        now += age_s
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert signals.is_unheeded
+        assert signals.heed() == is_stopped
+        assert not signals.is_unheeded
+        assert signals.came
+        now += START_NOTHING_S / 2
+        assert signals.ask_to_start() == START_NOTHING_S / 2
+        now += START_NOTHING_S
+        assert signals.ask_to_start() == 0.0
+        assert not signals.came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_nothing_starts_for_a_while(

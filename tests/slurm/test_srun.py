@@ -147,6 +147,7 @@ def test_a_second_signal_to_the_step_stops_it_at_once(
     path, log = tmp_path / "demo.h5", tmp_path / "job.log"
     started = tmp_path / "started.log"
     wait_until(lambda: started.exists() and started.read_text().count("\n") == 12, timeout_s=40)
+    time.sleep(1.0)  # what has only just begun is stopped by the first one, too
     first, second = (signal.Signals(number).name.removeprefix("SIG") for number in numbers)
     cluster.run("scancel", f"--signal={first}", f"{job}.0")
     wait_until(lambda: "what runs is finished" in log.read_text(), timeout_s=10)
@@ -193,6 +194,7 @@ def test_ctrl_c_under_srun(slurm, tmp_path: Path, wait_until) -> None:
         started.unlink(missing_ok=True)
         job = slurm.start([*slurm.srun(*options), *run])
         wait_until(lambda: started.exists() and started.read_text().count("\n") == 12, timeout_s=40)
+        time.sleep(1.0)  # what has only just begun is stopped by the first one, too
         job.send_signal(signal.SIGINT)
         return job
 

@@ -22,6 +22,7 @@ import msgspec
 from keystone_mpi.bench.contenders import keystone_command, mpiexec_path, write_sweep
 from keystone_mpi.bench.measure import end_session, environment, time_command
 from keystone_mpi.core.errors import ClusterError
+from keystone_mpi.engine.store_child import PROCESS_NAME
 
 SETTLE_S = 4.0
 """After the start, before the idle time is measured."""
@@ -146,7 +147,7 @@ def _name(pid: int) -> str:
     if "execution.launcher" in words:
         above = _command_line(_parent(pid))
         return f"slot ({pid})" if "execution.launcher" in above else f"launcher ({pid})"
-    if "store_process" in words:
+    if "store_process" in words or _read_text(f"/proc/{pid}/comm").rstrip() == PROCESS_NAME:
         return f"store ({pid})"
     if "keystone" in words and "python" in program:
         return f"rank ({pid})"
@@ -154,14 +155,17 @@ def _name(pid: int) -> str:
 
 
 def _command_line(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-    except OSError:
-        return ""
+    return _read_text(f"/proc/{pid}/cmdline").replace("\0", " ")
 
 
 def _parent(pid: int) -> int:
+    text = _read_text(f"/proc/{pid}/stat")
+    return int(text.rpartition(")")[2].split()[1]) if text else 0
+
+
+def _read_text(path: str) -> str:
+    """Return what a file of /proc says; nothing when its process is gone."""
     try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        return Path(path).read_bytes().decode(errors="replace")
     except OSError:
-        return 0
+        return ""

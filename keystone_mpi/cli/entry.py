@@ -57,7 +57,7 @@ def _run(promised: Promised) -> int:
     from keystone_mpi.engine.ranks import bring_up
 
     try:
-        ranks = bring_up(promised)
+        ranks = bring_up(promised, store=True)
     except ClusterError as error:
         from keystone_mpi.cli.main import report_error
 

@@ -37,7 +37,7 @@ from keystone_mpi.engine.hub import Hub
 from keystone_mpi.engine.pace import Pace
 from keystone_mpi.engine.parting import attend
 from keystone_mpi.engine.stopping import DRAIN_SUFFIX
-from keystone_mpi.engine.store_process import StoreClient
+from keystone_mpi.engine.store_client import StoreClient
 from keystone_mpi.engine.task_records import TaskRecord, Watches
 from keystone_mpi.engine.task_requests import task_seed
 from keystone_mpi.engine.troubles import Troubles

@@ -33,7 +33,7 @@ from keystone_mpi.engine.pace import Pace
 from keystone_mpi.engine.plan import PlanSource, RunPlan
 from keystone_mpi.engine.ranks import Ranks
 from keystone_mpi.engine.stopping import StopLevel, StopRequests
-from keystone_mpi.engine.store_process import StoreClient
+from keystone_mpi.engine.store_client import StoreClient
 from keystone_mpi.engine.troubles import Troubles
 from keystone_mpi.engine.workforce import Workforce
 from keystone_mpi.records import entries

@@ -2,8 +2,9 @@
 
 Rule: MPI comes up before any file is touched, so that a launcher that does not
 match the library costs nothing, and before the sweep is read, since ranks that
-wait for each other in MPI_Init spin. Launchers are started before MPI_Init: a
-fork afterwards may break InfiniBand's registered memory.
+wait for each other in MPI_Init spin. Launchers and the store process are there
+before MPI_Init: a fork afterwards may break InfiniBand's registered memory.
+What a worker takes is imported where there is one beside the master.
 
     bring_up --> Ranks.transport (MPI, or threads of this process)
     farewell (workers stop their launchers) --> last batch, beats both ways --> dismiss (MPI_Finalize)
@@ -15,16 +16,18 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from keystone_mpi.engine.liveness import Liveness, silence_limit_s
 from keystone_mpi.engine.parting import ABORT_CODE, finalize_in_time
-from keystone_mpi.engine.worker import Worker
+from keystone_mpi.engine.store_child import LOAD_REQUEST, StoreChild, fork_store
 from keystone_mpi.execution.environment import Promised
-from keystone_mpi.execution.launcher_client import LauncherClient
-from keystone_mpi.execution.slots import detect
 from keystone_mpi.transport.channel import MasterEnd, Received
 from keystone_mpi.transport.local import LocalHub, LocalMaster
 from keystone_mpi.transport.messages import Beat, Dismissal, Farewell, Goodbye, Hello, WorkerFailed
+
+if TYPE_CHECKING:
+    from keystone_mpi.execution.launcher_client import LauncherClient
 
 LOCAL_WORKER = 0
 """Number of the worker beside the master."""
@@ -43,18 +46,25 @@ class Ranks:
         finalize: Callable[[], None] | None,
         abort: Callable[[int], None] | None,
         local_worker: threading.Thread | None,
+        store: StoreChild | None = None,
     ) -> None:
         self.promised = promised
         self.transport = transport
         self._finalize = finalize
         self._abort = abort
         self._local_worker = local_worker
+        self._store = store
         self._dismissed = False
         self._lost: set[int] = set()
         self._absent = set(transport.workers)
         """Workers that have not said goodbye."""
         self._liveness = Liveness(time.monotonic(), silence_limit_s())
         """Of the workers, from the farewell on."""
+
+    def take_store(self) -> StoreChild | None:
+        """Hand the store process over, once."""
+        store, self._store = self._store, None
+        return store
 
     def left(self, worker: int) -> None:
         """A worker said goodbye, or why it cannot go on."""
@@ -139,13 +149,23 @@ class Ranks:
 
     def close(self) -> None:
         """Send home whoever is still there; after an orderly end nobody is."""
+        if (store := self.take_store()) is not None:
+            store.end()
         if not self._dismissed:
             self.farewell(FAREWELL_S, lambda _text: None)
             self.dismiss()
 
 
-def bring_up(promised: Promised) -> Ranks:
+def bring_up(promised: Promised, *, store: bool = False) -> Ranks:
     """Connect the master to its workers; starts one beside it where its node has no other.
+
+    Parameters
+    ----------
+    promised : Promised
+        What the launcher said.
+    store : bool
+        Also fork a store process; for a process that is a sweep's master and
+        has done nothing else so far, see `fork_store`.
 
     Raises
     ------
@@ -154,32 +174,56 @@ def bring_up(promised: Promised) -> Ranks:
     ClusterError
         The launcher of the worker beside the master cannot be started.
     """
-    launcher = LauncherClient()
+    child = fork_store() if store else None
+    try:
+        ranks = _connect(promised, child)
+    except BaseException:
+        if child is not None:
+            child.end()
+        raise
+    if child is not None:
+        # Not before: three processes that start on two cores are in each other's way.
+        child.ask(LOAD_REQUEST)
+    return ranks
+
+
+def _connect(promised: Promised, store: StoreChild | None) -> Ranks:
     if promised.launcher is None:
-        launcher.start()
+        launcher = _start_launcher()
         transport = LocalMaster()
-        return Ranks(promised, transport, None, None, _start_local_worker(transport.hub, launcher))
+        local_worker = _start_local_worker(transport.hub, launcher)
+        return Ranks(promised, transport, None, None, local_worker, store)
     from keystone_mpi.transport.mpi import MpiMaster, MpiWorld
 
-    if promised.size == 1 or promised.local_size in (None, 1):
-        launcher.start()
+    early = _start_launcher() if promised.size == 1 or promised.local_size in (None, 1) else None
     try:
         world = MpiWorld(promised.size)
     except BaseException:
-        launcher.close()
+        if early is not None:
+            early.close()
         raise
     place = world.node_place()
     master = MpiMaster(world)
-    local_worker = None
+    beside = None
     if place.master_alone:
-        launcher.start()
-        local_worker = _start_local_worker(master.hub, launcher)
-    else:
-        launcher.close()
-    return Ranks(promised, master, world.finalize, world.abort, local_worker)
+        beside = _start_local_worker(master.hub, early or _start_launcher())
+    elif early is not None:
+        early.close()
+    return Ranks(promised, master, world.finalize, world.abort, beside, store)
+
+
+def _start_launcher() -> LauncherClient:
+    from keystone_mpi.execution.launcher_client import LauncherClient
+
+    launcher = LauncherClient()
+    launcher.start()
+    return launcher
 
 
 def _start_local_worker(hub: LocalHub, launcher: LauncherClient) -> threading.Thread:
+    from keystone_mpi.engine.worker import Worker
+    from keystone_mpi.execution.slots import detect
+
     worker = Worker(
         hub.connect(LOCAL_WORKER), launcher, rank=0, resources=detect(), local_index=0, local_workers=1
     )

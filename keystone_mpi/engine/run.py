@@ -110,7 +110,7 @@ def _run(
     info: RunInfo,
 ) -> RunClosing:
     try:
-        session.begin(options.command_line, ranks.transport.wake)
+        session.begin(options.command_line, ranks.transport.wake, store=ranks.take_store())
         assert session.committer is not None
         assert session.store is not None
         workforce = Workforce(

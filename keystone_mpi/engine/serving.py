@@ -12,10 +12,8 @@ from __future__ import annotations
 from keystone_mpi.core.errors import ClusterError, LauncherMismatchError
 from keystone_mpi.engine.collector import settle_collector
 from keystone_mpi.engine.parting import finalize_in_time
-from keystone_mpi.engine.worker import Worker
 from keystone_mpi.execution.environment import Promised
 from keystone_mpi.execution.launcher_client import LauncherClient
-from keystone_mpi.execution.slots import detect
 
 
 def serve_as_worker(promised: Promised) -> None:
@@ -41,6 +39,10 @@ def serve_as_worker(promised: Promised) -> None:
     except LauncherMismatchError:
         launcher.close()
         raise
+    # While rank 0 reads the sweep: until here it waited for this rank.
+    from keystone_mpi.engine.worker import Worker
+    from keystone_mpi.execution.slots import detect
+
     place = world.node_place()
     settle_collector()
     Worker(

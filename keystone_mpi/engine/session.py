@@ -30,7 +30,8 @@ from keystone_mpi.engine.parting import attend
 from keystone_mpi.engine.plan import PlanOptions, RunPlan, make_plan
 from keystone_mpi.engine.provenance import gather_provenance
 from keystone_mpi.engine.stopping import DRAIN_SUFFIX
-from keystone_mpi.engine.store_process import BatchResult, StoreClient
+from keystone_mpi.engine.store_child import StoreChild
+from keystone_mpi.engine.store_client import BatchResult, StoreClient
 from keystone_mpi.records import entries
 from keystone_mpi.records.committer import Committer
 from keystone_mpi.records.journal import JournalWriter, journal_path
@@ -123,6 +124,7 @@ class Session:
         command_line: list[str],
         on_progress: Callable[[], None],
         *,
+        store: StoreChild | None = None,
         created: float = float("inf"),
     ) -> None:
         """Open the journal.
@@ -133,6 +135,8 @@ class Session:
             Recorded as provenance.
         on_progress : callable
             Called from the committer's thread when more is durable.
+        store : StoreChild, optional
+            Writes the file; this session's from now on. One is started where there is none.
         created : float
             When the run began, where that was earlier than is known here.
         """
@@ -174,7 +178,8 @@ class Session:
             for row in plan.dropped_rows()
         ]
         self.committer.submit(first)
-        self.store = StoreClient(self.output_path, preload=True)
+        self.committer.demand()  # the store process begins with it
+        self.store = StoreClient(self.output_path, store)
 
     def close(
         self,

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from functools import cached_property
 from typing import Protocol
 
 from keystone_mpi.core.errors import SweepFileError
@@ -53,8 +54,11 @@ class ListAxis:
         self.kind = kind
         self.size = len(values)
         self._values = values
-        self._column = to_array(kind, values)
         self._positions: dict[Value, int] = {}
+
+    @cached_property
+    def _column(self) -> Array:
+        return to_array(self.kind, self._values)
 
     def value(self, index: int) -> Value:
         return self._values[index]

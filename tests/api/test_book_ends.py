@@ -13,7 +13,7 @@ import pytest
 from keystone_mpi import TaskPipeline
 from keystone_mpi.core.errors import ClusterError, LeaseHeldError
 from keystone_mpi.engine import book_opening, housekeeping
-from keystone_mpi.engine.store_process import StoreClient
+from keystone_mpi.engine.store_client import StoreClient
 from keystone_mpi.records import entries
 from keystone_mpi.records.committer import Committer
 
@@ -68,7 +68,7 @@ def test_a_run_that_is_taken_over_at_the_end_is_left(folder: Path, monkeypatch: 
     monkeypatch.setattr(StoreClient, "finish", slowly)
     with pytest.raises(LeaseHeldError, match="taken over by somebody"):
         pipeline.close()
-    assert opened._store._process is None
+    assert opened._store._child is None
 
 
 def test_a_broken_journal_lets_the_lease_and_the_store_go(
@@ -90,7 +90,7 @@ def test_a_broken_journal_lets_the_lease_and_the_store_go(
         pipeline.close()
     pipeline._tasks._earlier.close()
     assert held(folder) == ["out.h5.journal"]
-    assert opened._store._process is None
+    assert opened._store._child is None
 
 
 @pytest.mark.parametrize("resume", [False, True])

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
+import textwrap
 import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from keystone_mpi.engine import store_process
-from keystone_mpi.engine.store_process import GIVEN_UP, RESTARTS, BatchResult, StoreClient
+from keystone_mpi.engine import store_child
+from keystone_mpi.engine.store_client import GIVEN_UP, RESTARTS, BatchResult, StoreClient
 
 DIES = "import os; os.read(0, 64); raise MemoryError('no room for h5py')"
 ANSWERS_ONCE = """
@@ -32,7 +34,7 @@ def program(monkeypatch: pytest.MonkeyPatch):
 
     def put(code: str) -> None:
         monkeypatch.setattr(
-            store_process, "quick_argv", lambda _code, _packages, *rest: [sys.executable, "-c", code, *rest]
+            store_child, "quick_argv", lambda _code, _packages, *rest: [sys.executable, "-c", code, *rest]
         )
 
     return put
@@ -63,8 +65,8 @@ def test_a_batch_that_was_written_renews_the_patience(program, tmp_path: Path, w
     started = set()
 
     def many() -> bool:
-        if client._process is not None:
-            started.add(client._process.pid)
+        if client._child is not None:
+            started.add(client._child.pid)
         client.poll()
         return len(started) > 2 * RESTARTS
 
@@ -88,7 +90,7 @@ def test_a_store_that_is_given_up_starts_nothing_more(program, tmp_path: Path) -
     assert not client.is_writing
     client.close()
     client.ensure_started()
-    assert client._process is None
+    assert client._child is None
     assert client.finish(1.0).problem == GIVEN_UP
 
 
@@ -104,3 +106,74 @@ def test_one_that_died_too_often_is_told_at_once(program, tmp_path: Path, wait_u
     wait_until(told)
     assert client.problem.endswith(f"died {RESTARTS + 1} times in a row: MemoryError: no room for h5py")
     client.close()
+
+
+FORKS = """
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from keystone_mpi.engine.store_child import LOAD_REQUEST, fork_store
+child = fork_store()
+{body}
+"""
+
+
+def run_python(body: str) -> subprocess.CompletedProcess[str]:
+    """Fork a store process from another Python: this one has threads and much open."""
+    code = FORKS.format(body=textwrap.dedent(body))
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+
+
+def test_a_forked_store_holds_nothing_of_the_rank_and_ends_with_it() -> None:
+    done = run_python(
+        """
+        import os, time
+        name = Path(f"/proc/{child.pid}/comm")
+        while name.read_text().strip() != "keystone-store":
+            time.sleep(0.01)
+        print(child.pid, *sorted(os.listdir(f"/proc/{child.pid}/fd")))
+        print(os.getsid(child.pid) == child.pid)
+        """
+    )
+    first, own_session = done.stdout.splitlines()
+    pid, *descriptors = map(int, first.split())
+    assert own_session == "True"
+    assert descriptors == [0, 1, 2]
+    end = time.monotonic() + 10
+    while Path(f"/proc/{pid}").exists():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_what_a_forked_store_says_last_is_told() -> None:
+    done = run_python(
+        """
+        child.ask(b"dance")
+        assert child.read_lines(30.0) is None
+        while not child.has_ended:
+            pass
+        print(child.last_words())
+        assert not child.ask(LOAD_REQUEST)
+        child.end()
+        """
+    )
+    assert (
+        done.stdout
+        == ": keystone_mpi.core.errors.InternalError: the store process knows no request b'dance'\n"
+    )
+
+
+def test_a_forked_store_that_dies_is_replaced(tmp_path: Path) -> None:
+    done = run_python(
+        f"""
+        import os, signal
+        from keystone_mpi.engine.store_client import StoreClient
+        client = StoreClient(Path({str(tmp_path)!r}) / "a.h5", child)
+        os.kill(child.pid, signal.SIGKILL)
+        print(client.finish(30.0).problem)
+        """
+    )
+    assert done.stdout == "the journal has no header yet\n"

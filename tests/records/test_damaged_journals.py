@@ -15,7 +15,7 @@ from written_runs import Columns, Run, closed, done, given, joined, make_columns
 
 from keystone_mpi.core.errors import ClusterError
 from keystone_mpi.core.model import AttemptReport, ShardValue
-from keystone_mpi.engine.store_process import StoreClient
+from keystone_mpi.engine.store_process import Folder
 from keystone_mpi.records.entries import AttemptEnded, Entry
 from keystone_mpi.records.journal import HEADER_BYTES, read_journal
 from keystone_mpi.records.journal_rest import Rest, damaged_path, rest_behind
@@ -144,12 +144,12 @@ def test_the_last_batch_of_a_damaged_journal_is_a_problem(
     run, ends = written(tmp_path, STORY)
     whole = run.journal.read_bytes()
     flip(run.journal, ends[3] + 20)
-    result = StoreClient(run.output).finish(10.0)
+    result = Folder(run.output).fold(final=True)
     assert f"run.h5.journal is damaged at byte {ends[3]:,}" in result.problem
     assert run.journal.exists()
     run.output.unlink()
     run.journal.write_bytes(whole)
-    assert StoreClient(run.output).finish(10.0).problem == ""
+    assert Folder(run.output).fold(final=True).problem == ""
     assert not run.journal.exists()
 
 

@@ -12,6 +12,7 @@ import h5py
 
 from keystone_mpi.core.model import TaskState
 from keystone_mpi.engine.columns import columns_from_spec
+from keystone_mpi.engine.store_child import PROCESS_NAME
 from keystone_mpi.records.view import RunView, open_view
 
 FINAL = {TaskState.SUCCESS, TaskState.FAILURE, TaskState.TIMEOUT, TaskState.CANCELLED}
@@ -71,6 +72,14 @@ def command_line_of(pid: int) -> str:
         return ""
 
 
+def name_of(pid: int) -> str:
+    """Name of a process as the kernel has it; empty when it is gone."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().rstrip()
+    except OSError:
+        return ""
+
+
 def rank_of(pid: int) -> int:
     """MPI rank of a process from its environment; 0 without a launcher."""
     environment = environment_of(pid)
@@ -93,7 +102,7 @@ def runner_processes(pids: list[int]) -> dict[str, list[int]]:
             found["solver"].append(pid)
         elif "execution.launcher import main" in line:
             alike.add(pid)
-        elif "store_process" in line:
+        elif "store_process" in line or name_of(pid) == PROCESS_NAME:
             found["store"].append(pid)
         elif "mpiexec" in line or "prterun" in line or "hydra" in line:
             found["mpiexec"].append(pid)

@@ -31,7 +31,7 @@ class Parting:
         self.job = mpiexec.start(
             ["keystone-mpi", "run", self.sweep, "--slots", "4"], n=3, env={"KEYSTONE_SILENCE": str(SILENCE_S)}
         )
-        wait_until(lambda: bool(self.all("store")), timeout_s=30)
+        wait_until(lambda: bool(self.all("solver")), timeout_s=30)
         (self.store,) = self.all("store")
         kill(self.store, signal.SIGSTOP)
         (self.master,) = self.all("master")

@@ -1,0 +1,207 @@
+"""A store process as its parent holds it: forked before anything else is there, or started later.
+
+Rule: a fork costs nothing and is ready when the run ends, but must come before
+MPI, threads and open files; later, and after a death, another Python is started
+(by vfork: no copy is made of a process that holds MPI's memory). Both speak
+over one socket, which is their standard input and output; end of file on it
+(the parent died) ends them.
+
+    fork_store --> StoreChild (asleep) --load--> imports numpy, h5py --follow PATH--> store_process.serve
+    start_store(PATH) --> StoreChild ----------------------------------------------^
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import select
+import signal
+import socket
+import subprocess
+import threading
+import traceback
+from pathlib import Path
+from typing import NoReturn
+
+from keystone_mpi.execution.quick_python import quick_argv
+
+LOAD_REQUEST = b"load"
+"""Import what writing takes, now."""
+FOLLOW_REQUEST = b"follow"
+"""With the output's path in hexadecimal digits: a path may hold any byte."""
+FINAL_REQUEST = b"final"
+PROCESS_NAME = "keystone-store"
+"""What ``ps`` and ``top`` call the forked one."""
+KILLED_WITHIN_S = 5.0
+LAST_WORDS_BYTES = 2000
+
+
+class StoreChild:
+    """One store process; `end` must be called.
+
+    Parameters
+    ----------
+    process : Popen or _Forked
+    channel : socket.socket
+        Its standard input and output.
+    stderr_fd : int
+        What it writes to its standard error; a file without a name.
+    """
+
+    def __init__(
+        self, process: subprocess.Popen[bytes] | _Forked, channel: socket.socket, stderr_fd: int
+    ) -> None:
+        self._process = process
+        self._channel = channel
+        self._stderr_fd = stderr_fd
+        self._buffer = b""
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it is dead."""
+        return self._process.poll() is not None
+
+    def ask(self, request: bytes) -> bool:
+        """Send a request; False when there is nobody any more."""
+        try:
+            self._channel.sendall(request + b"\n")
+        except (BrokenPipeError, ConnectionResetError):
+            return False
+        return True
+
+    def follow(self, output_path: Path) -> None:
+        """Have it write this file from now on; one that is dead is noticed later."""
+        self.ask(FOLLOW_REQUEST + b" " + os.fsencode(output_path).hex().encode())
+
+    def read_lines(self, timeout_s: float) -> list[bytes] | None:
+        """Return the whole lines it has written; None at its end."""
+        if not select.select([self._channel], (), (), max(0.0, timeout_s))[0]:
+            return []
+        try:
+            data = self._channel.recv(65536)
+        except ConnectionResetError:  # it died with something unread
+            return None
+        if not data:
+            return None
+        *lines, self._buffer = (self._buffer + data).split(b"\n")
+        return lines
+
+    def last_words(self) -> str:
+        """Return how it died and what it said last, for a message."""
+        code = self._process.poll()
+        how = f" (signal {-code})" if code is not None and code < 0 else ""
+        size_bytes = os.fstat(self._stderr_fd).st_size
+        text = os.pread(self._stderr_fd, LAST_WORDS_BYTES, max(0, size_bytes - LAST_WORDS_BYTES))
+        lines = text.decode(errors="replace").rstrip().splitlines()
+        return f"{how}: {lines[-1]}" if lines else how
+
+    def kill(self) -> None:
+        """Kill it; another thread may be waiting for it."""
+        self._process.kill()
+
+    def end(self) -> None:
+        """Kill it and let go of it."""
+        self._process.kill()
+        # One that hangs in the kernel, on a dead mount, goes when that lets it.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(KILLED_WITHIN_S)
+        self._channel.close()
+        os.close(self._stderr_fd)
+
+
+class _Forked:
+    """The part of `Popen` that is used here, of a process that was forked."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._code: int | None = None
+        self._lock = threading.Lock()
+
+    def poll(self) -> int | None:
+        with self._lock:
+            if self._code is None:
+                pid, status = os.waitpid(self.pid, os.WNOHANG)
+                if pid:
+                    self._code = os.waitstatus_to_exitcode(status)
+            return self._code
+
+    def kill(self) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)
+
+    def wait(self, timeout: float) -> int:
+        if self.poll() is None:
+            pidfd = os.pidfd_open(self.pid)
+            try:
+                select.select([pidfd], (), (), timeout)
+            finally:
+                os.close(pidfd)
+        code = self.poll()
+        if code is None:
+            raise subprocess.TimeoutExpired(PROCESS_NAME, timeout)
+        return code
+
+
+def start_store(output_path: Path) -> StoreChild:
+    """Start another Python as the store process of one file."""
+    ours, theirs = socket.socketpair()
+    # Never mpiexec's, which would wait for it to be closed; told when the process dies.
+    stderr_fd = os.memfd_create(PROCESS_NAME)
+    with theirs:
+        process = subprocess.Popen(
+            quick_argv(
+                "from keystone_mpi.engine.store_process import main; main()",
+                ("keystone_mpi", "msgspec", "numpy", "h5py"),
+                str(output_path),
+            ),
+            stdin=theirs.fileno(),
+            stdout=theirs.fileno(),
+            stderr=stderr_fd,
+            start_new_session=True,
+            # numpy's BLAS would start a thread per core of the node, for nothing.
+            env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+        )
+    return StoreChild(process, ours, stderr_fd)
+
+
+def fork_store() -> StoreChild:
+    """Fork a store process that waits for its first request, asleep.
+
+    The caller has one thread, has not initialised MPI, and has nothing open
+    that the child would have to leave alone.
+    """
+    ours, theirs = socket.socketpair()
+    stderr_fd = os.memfd_create(PROCESS_NAME)
+    pid = os.fork()
+    if pid == 0:
+        _be_store(theirs.fileno(), stderr_fd)
+    theirs.close()
+    return StoreChild(_Forked(pid), ours, stderr_fd)
+
+
+def _be_store(channel_fd: int, stderr_fd: int) -> NoReturn:
+    code = 70
+    try:
+        os.setsid()
+        # What the launcher gave the rank (its standard streams, PMI's socket) must not stay open here.
+        # First above the standard descriptors, which may have been closed when the rank started.
+        kept = [fcntl.fcntl(fd, fcntl.F_DUPFD, 3) for fd in (channel_fd, channel_fd, stderr_fd)]
+        for standard, fd in enumerate(kept):
+            os.dup2(fd, standard)
+        os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+        Path("/proc/self/comm").write_text(PROCESS_NAME)
+        os.environ["OPENBLAS_NUM_THREADS"] = "1"
+        from keystone_mpi.engine.store_process import main_of_forked
+
+        main_of_forked()
+        code = 0
+    except BaseException:  # told through the parent; nothing of it may run in this copy of the rank
+        os.write(2, traceback.format_exc().encode(errors="replace"))
+    finally:
+        os._exit(code)

@@ -22,7 +22,7 @@ import msgspec
 from keystone_mpi.bench.contenders import keystone_command, mpiexec_path, write_sweep
 from keystone_mpi.bench.measure import end_session, environment, time_command
 from keystone_mpi.core.errors import ClusterError
-from keystone_mpi.engine.store_child import PROCESS_NAME
+from keystone_mpi.execution.forking import LAUNCHER_NAME, SLOT_NAME, STORE_NAME
 
 SETTLE_S = 4.0
 """After the start, before the idle time is measured."""
@@ -144,11 +144,10 @@ def _name(pid: int) -> str:
     program = Path(words.partition(" ")[0]).name
     if not words or program in ("sleep", "sh"):
         return ""
-    if "execution.launcher" in words:
-        above = _command_line(_parent(pid))
-        return f"slot ({pid})" if "execution.launcher" in above else f"launcher ({pid})"
-    if "store_process" in words or _read_text(f"/proc/{pid}/comm").rstrip() == PROCESS_NAME:
-        return f"store ({pid})"
+    helpers = {LAUNCHER_NAME: "launcher", SLOT_NAME: "slot", STORE_NAME: "store"}
+    helper = helpers.get(_read_text(f"/proc/{pid}/comm").rstrip())
+    if helper is not None:
+        return f"{helper} ({pid})"
     if "keystone" in words and "python" in program:
         return f"rank ({pid})"
     return f"{program} ({pid}), not ours"
@@ -156,11 +155,6 @@ def _name(pid: int) -> str:
 
 def _command_line(pid: int) -> str:
     return _read_text(f"/proc/{pid}/cmdline").replace("\0", " ")
-
-
-def _parent(pid: int) -> int:
-    text = _read_text(f"/proc/{pid}/stat")
-    return int(text.rpartition(")")[2].split()[1]) if text else 0
 
 
 def _read_text(path: str) -> str:

@@ -57,7 +57,7 @@ def _run(promised: Promised) -> int:
     from keystone_mpi.engine.ranks import bring_up
 
     try:
-        ranks = bring_up(promised, store=True)
+        ranks = bring_up(promised, fresh=True)
     except ClusterError as error:
         from keystone_mpi.cli.main import report_error
 
@@ -82,7 +82,7 @@ def _serve() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     try:
-        serve_as_worker(launcher_environment())
+        serve_as_worker(launcher_environment(), fresh=True)
     except LauncherMismatchError:
         sys.exit(0)  # rank 0 has the same trouble and tells it
     except MasterSilentError as error:

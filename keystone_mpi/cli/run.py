@@ -135,7 +135,7 @@ def command(
         in_batch_job="SLURM_JOB_ID" in os.environ,
         end_watch=_end_watch(ends_at, walltime, sweep.recipe.grace_s),
     )
-    workers = ranks or bring_up(launcher_environment(), store=True)
+    workers = ranks or bring_up(launcher_environment(), fresh=True)
     try:
         closing = run_sweep(sweep, options, observer, workers)
     finally:

@@ -156,16 +156,16 @@ class Ranks:
             self.dismiss()
 
 
-def bring_up(promised: Promised, *, store: bool = False) -> Ranks:
+def bring_up(promised: Promised, *, fresh: bool = False) -> Ranks:
     """Connect the master to its workers; starts one beside it where its node has no other.
 
     Parameters
     ----------
     promised : Promised
         What the launcher said.
-    store : bool
-        Also fork a store process; for a process that is a sweep's master and
-        has done nothing else so far, see `fork_store`.
+    fresh : bool
+        This process is a sweep's master and has done nothing else so far: the
+        store process, and a launcher beside it, are forked from it.
 
     Raises
     ------
@@ -174,7 +174,7 @@ def bring_up(promised: Promised, *, store: bool = False) -> Ranks:
     ClusterError
         The launcher of the worker beside the master cannot be started.
     """
-    child = fork_store() if store else None
+    child = fork_store() if fresh else None
     try:
         ranks = _connect(promised, child)
     except BaseException:
@@ -189,13 +189,17 @@ def bring_up(promised: Promised, *, store: bool = False) -> Ranks:
 
 def _connect(promised: Promised, store: StoreChild | None) -> Ranks:
     if promised.launcher is None:
-        launcher = _start_launcher()
+        launcher = _start_launcher(fork=store is not None)
         transport = LocalMaster()
         local_worker = _start_local_worker(transport.hub, launcher)
         return Ranks(promised, transport, None, None, local_worker, store)
     from keystone_mpi.transport.mpi import MpiMaster, MpiWorld
 
-    early = _start_launcher() if promised.size == 1 or promised.local_size in (None, 1) else None
+    early = (
+        _start_launcher(fork=store is not None)
+        if promised.size == 1 or promised.local_size in (None, 1)
+        else None
+    )
     try:
         world = MpiWorld(promised.size)
     except BaseException:
@@ -212,11 +216,11 @@ def _connect(promised: Promised, store: StoreChild | None) -> Ranks:
     return Ranks(promised, master, world.finalize, world.abort, beside, store)
 
 
-def _start_launcher() -> LauncherClient:
+def _start_launcher(*, fork: bool = False) -> LauncherClient:
     from keystone_mpi.execution.launcher_client import LauncherClient
 
     launcher = LauncherClient()
-    launcher.start()
+    launcher.start(fork=fork)
     return launcher
 
 

@@ -16,8 +16,15 @@ from keystone_mpi.execution.environment import Promised
 from keystone_mpi.execution.launcher_client import LauncherClient
 
 
-def serve_as_worker(promised: Promised) -> None:
+def serve_as_worker(promised: Promised, *, fresh: bool = False) -> None:
     """Serve as a rank other than 0: launcher first, then MPI, then orders until dismissed.
+
+    Parameters
+    ----------
+    promised : Promised
+        What the launcher of the ranks said.
+    fresh : bool
+        This process has done nothing else: the launcher is forked from it.
 
     Raises
     ------
@@ -28,7 +35,7 @@ def serve_as_worker(promised: Promised) -> None:
     """
     launcher = LauncherClient()
     try:
-        launcher.start()
+        launcher.start(fork=fresh)
         trouble = ""
     except ClusterError as error:
         trouble = str(error)

@@ -13,17 +13,13 @@ over one socket, which is their standard input and output; end of file on it
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import select
-import signal
 import socket
 import subprocess
-import threading
-import traceback
 from pathlib import Path
-from typing import NoReturn
 
+from keystone_mpi.execution.forking import STORE_NAME, ForkedProcess, fork_apart
 from keystone_mpi.execution.quick_python import quick_argv
 
 LOAD_REQUEST = b"load"
@@ -31,8 +27,6 @@ LOAD_REQUEST = b"load"
 FOLLOW_REQUEST = b"follow"
 """With the output's path in hexadecimal digits: a path may hold any byte."""
 FINAL_REQUEST = b"final"
-PROCESS_NAME = "keystone-store"
-"""What ``ps`` and ``top`` call the forked one."""
 KILLED_WITHIN_S = 5.0
 LAST_WORDS_BYTES = 2000
 
@@ -42,7 +36,7 @@ class StoreChild:
 
     Parameters
     ----------
-    process : Popen or _Forked
+    process : Popen or ForkedProcess
     channel : socket.socket
         Its standard input and output.
     stderr_fd : int
@@ -50,7 +44,7 @@ class StoreChild:
     """
 
     def __init__(
-        self, process: subprocess.Popen[bytes] | _Forked, channel: socket.socket, stderr_fd: int
+        self, process: subprocess.Popen[bytes] | ForkedProcess, channel: socket.socket, stderr_fd: int
     ) -> None:
         self._process = process
         self._channel = channel
@@ -115,44 +109,11 @@ class StoreChild:
         os.close(self._stderr_fd)
 
 
-class _Forked:
-    """The part of `Popen` that is used here, of a process that was forked."""
-
-    def __init__(self, pid: int) -> None:
-        self.pid = pid
-        self._code: int | None = None
-        self._lock = threading.Lock()
-
-    def poll(self) -> int | None:
-        with self._lock:
-            if self._code is None:
-                pid, status = os.waitpid(self.pid, os.WNOHANG)
-                if pid:
-                    self._code = os.waitstatus_to_exitcode(status)
-            return self._code
-
-    def kill(self) -> None:
-        if self.poll() is None:
-            os.kill(self.pid, signal.SIGKILL)
-
-    def wait(self, timeout: float) -> int:
-        if self.poll() is None:
-            pidfd = os.pidfd_open(self.pid)
-            try:
-                select.select([pidfd], (), (), timeout)
-            finally:
-                os.close(pidfd)
-        code = self.poll()
-        if code is None:
-            raise subprocess.TimeoutExpired(PROCESS_NAME, timeout)
-        return code
-
-
 def start_store(output_path: Path) -> StoreChild:
     """Start another Python as the store process of one file."""
     ours, theirs = socket.socketpair()
     # Never mpiexec's, which would wait for it to be closed; told when the process dies.
-    stderr_fd = os.memfd_create(PROCESS_NAME)
+    stderr_fd = os.memfd_create(STORE_NAME)
     with theirs:
         process = subprocess.Popen(
             quick_argv(
@@ -171,37 +132,18 @@ def start_store(output_path: Path) -> StoreChild:
 
 
 def fork_store() -> StoreChild:
-    """Fork a store process that waits for its first request, asleep.
-
-    The caller has one thread, has not initialised MPI, and has nothing open
-    that the child would have to leave alone.
-    """
+    """Fork a store process that waits for its first request, asleep; see `fork_apart` for when."""
     ours, theirs = socket.socketpair()
-    stderr_fd = os.memfd_create(PROCESS_NAME)
-    pid = os.fork()
-    if pid == 0:
-        _be_store(theirs.fileno(), stderr_fd)
-    theirs.close()
-    return StoreChild(_Forked(pid), ours, stderr_fd)
+    stderr_fd = os.memfd_create(STORE_NAME)
+    with theirs:
+        fd = theirs.fileno()
+        process = fork_apart(STORE_NAME, _serve, stdin_fd=fd, stdout_fd=fd, stderr_fd=stderr_fd)
+    return StoreChild(process, ours, stderr_fd)
 
 
-def _be_store(channel_fd: int, stderr_fd: int) -> NoReturn:
-    code = 70
-    try:
-        os.setsid()
-        # What the launcher gave the rank (its standard streams, PMI's socket) must not stay open here.
-        # First above the standard descriptors, which may have been closed when the rank started.
-        kept = [fcntl.fcntl(fd, fcntl.F_DUPFD, 3) for fd in (channel_fd, channel_fd, stderr_fd)]
-        for standard, fd in enumerate(kept):
-            os.dup2(fd, standard)
-        os.closerange(3, os.sysconf("SC_OPEN_MAX"))
-        Path("/proc/self/comm").write_text(PROCESS_NAME)
-        os.environ["OPENBLAS_NUM_THREADS"] = "1"
-        from keystone_mpi.engine.store_process import main_of_forked
+def _serve() -> int:
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
+    from keystone_mpi.engine.store_process import main_of_forked
 
-        main_of_forked()
-        code = 0
-    except BaseException:  # told through the parent; nothing of it may run in this copy of the rank
-        os.write(2, traceback.format_exc().encode(errors="replace"))
-    finally:
-        os._exit(code)
+    main_of_forked()
+    return 0

@@ -31,6 +31,7 @@ from keystone_mpi.engine.collector import settle_collector
 from keystone_mpi.engine.columns import columns_from_spec
 from keystone_mpi.engine.store_child import FINAL_REQUEST, FOLLOW_REQUEST, LOAD_REQUEST
 from keystone_mpi.engine.store_client import START_AFTER_S, BatchResult
+from keystone_mpi.execution.forking import STORE_NAME, name_process
 from keystone_mpi.records.journal import journal_path, read_head
 from keystone_mpi.records.store import finish, fold
 
@@ -160,6 +161,7 @@ def _follow(requests: _Requests) -> None:
 
 def main() -> None:
     """Be the store process of the file named by the first argument; for `start_store` only."""
+    name_process(STORE_NAME)
     _shielded(lambda: _serve(_Requests(), Path(sys.argv[1])))
 
 

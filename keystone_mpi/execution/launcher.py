@@ -23,6 +23,7 @@ import traceback
 import msgspec
 
 from keystone_mpi.execution.environment import environment_before_launch, scrub
+from keystone_mpi.execution.forking import LAUNCHER_NAME, SLOT_NAME, name_process
 from keystone_mpi.execution.processes import become_subreaper, descendants, ignore_in_python, signal_each
 from keystone_mpi.execution.slot_messages import (
     FromLauncher,
@@ -157,6 +158,7 @@ class Launcher:
         code = 70
         try:
             os.setsid()
+            name_process(SLOT_NAME)
             self._control.close()
             os.close(self._wakeup_fd)
             os.close(self._wakeup_write_fd)
@@ -240,6 +242,7 @@ def main(control_fd: int) -> int:
     """Be the launcher; `control_fd` is its end of the socket pair."""
     if os.getsid(0) != os.getpid():
         os.setsid()
+    name_process(LAUNCHER_NAME)
     become_subreaper()
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
         signal.signal(number, signal.SIG_IGN if number in _IGNORED else signal.SIG_DFL)
@@ -251,7 +254,6 @@ def main(control_fd: int) -> int:
         base_env = {
             os.fsencode(k): os.fsencode(v) for k, v in scrub(os.environ, before_launch=before).items()
         }
-        gc.collect()
         # Forks share what is here now; a collection in one would copy it all. Slot processes collect
         # when they choose to: on its own it costs 3% of the rate of quick tasks.
         gc.freeze()

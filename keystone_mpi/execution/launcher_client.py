@@ -27,7 +27,8 @@ import msgspec
 
 from keystone_mpi.core.errors import ClusterError, InternalError
 from keystone_mpi.execution import slot_messages
-from keystone_mpi.execution.launcher_command import launcher_argv
+from keystone_mpi.execution.forking import ForkedProcess
+from keystone_mpi.execution.launcher_command import fork_launcher, start_launcher
 from keystone_mpi.execution.preparations import Preparations
 from keystone_mpi.execution.processes import sweep_by_tag
 from keystone_mpi.execution.scratch import new_scratch_root, remove_stale_roots
@@ -89,7 +90,7 @@ class LauncherClient:
     """Starts and speaks to this rank's launcher; the order of calls is in the module's docstring."""
 
     def __init__(self) -> None:
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | ForkedProcess | None = None
         self._control: socket.socket | None = None
         self._epoll = select.epoll()
         self._setup: SlotSetup | None = None
@@ -111,8 +112,13 @@ class LauncherClient:
 
     # -- start and end
 
-    def start(self) -> None:
+    def start(self, *, fork: bool = False) -> None:
         """Start the launcher and return at once; call it before MPI_Init.
+
+        Parameters
+        ----------
+        fork : bool
+            This process has done nothing yet, see `fork_apart`: it need not start another Python.
 
         Raises
         ------
@@ -123,15 +129,7 @@ class LauncherClient:
             return
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            self._process = subprocess.Popen(
-                launcher_argv(theirs.fileno()),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                close_fds=True,
-                pass_fds=(theirs.fileno(),),
-                start_new_session=True,
-            )
+            self._process = fork_launcher(theirs) if fork else start_launcher(theirs)
         except OSError as problem:
             ours.close()
             raise ClusterError(

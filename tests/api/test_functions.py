@@ -399,6 +399,7 @@ def test_emcee(executor: KeystoneExecutor) -> None:
 
 
 def test_a_killed_launcher_costs_the_running_calls(executor: KeystoneExecutor) -> None:
+    from keystone_mpi.execution.forking import LAUNCHER_NAME
     from keystone_mpi.execution.processes import descendants
 
     list(executor.map(scale, range(50)))
@@ -407,7 +408,7 @@ def test_a_killed_launcher_costs_the_running_calls(executor: KeystoneExecutor) -
     launchers = [
         pid
         for pid in descendants(os.getpid())
-        if b"execution.launcher import main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        if Path(f"/proc/{pid}/comm").read_text().rstrip() == LAUNCHER_NAME
     ]
     os.kill(launchers[0], signal.SIGKILL)
     wait(futures, 30)

@@ -56,7 +56,7 @@ MAY_EXIT = {
     "engine/parting.py": "a rank that waits in MPI_Finalize for one that is gone cannot come back",
     "engine/worker_exit.py": "a worker rank of a program serves and never comes back into the program",
     "engine/program_exit.py": "an interrupted program ends with 75; Python forgets what exit hooks raise",
-    "engine/store_child.py": "a forked store process must not go on as the rank that it is a copy of",
+    "execution/forking.py": "a forked helper must not go on as the rank that it is a copy of",
     "execution/launcher.py": "a forked slot process must not run the launcher's exit handlers",
 }
 """Modules outside cli that may end their process, and why."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -40,7 +41,8 @@ def running(bench: Bench, tmp_path: Path) -> Callable[[str], tuple[SlotOrder, in
 def signal_all(slot: int, number: signal.Signals, *, pause_s: float = 0.0) -> None:
     """Do as Slurm does: children before parents, the slot process last."""
     for pid in [*reversed(descendants(slot)), slot]:
-        os.kill(pid, number)
+        with contextlib.suppress(ProcessLookupError):  # the signal to its child has ended it, too
+            os.kill(pid, number)
         time.sleep(pause_s)
 
 

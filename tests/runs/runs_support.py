@@ -12,7 +12,7 @@ import h5py
 
 from keystone_mpi.core.model import TaskState
 from keystone_mpi.engine.columns import columns_from_spec
-from keystone_mpi.engine.store_child import PROCESS_NAME
+from keystone_mpi.execution.forking import LAUNCHER_NAME, SLOT_NAME, STORE_NAME
 from keystone_mpi.records.view import RunView, open_view
 
 FINAL = {TaskState.SUCCESS, TaskState.FAILURE, TaskState.TIMEOUT, TaskState.CANCELLED}
@@ -94,23 +94,23 @@ def runner_processes(pids: list[int]) -> dict[str, list[int]]:
     found: dict[str, list[int]] = {
         kind: [] for kind in ("mpiexec", "master", "worker", "launcher", "slot", "store", "solver")
     }
-    alike: set[int] = set()
-    """Launchers, the slot processes that they forked, and what those are just turning into solvers."""
     for pid in sorted(pids):
         line = command_line_of(pid)
+        name = name_of(pid)
         if "KEYSTONE_RUN" in environment_of(pid):
             found["solver"].append(pid)
-        elif "execution.launcher import main" in line:
-            alike.add(pid)
-        elif "store_process" in line or name_of(pid) == PROCESS_NAME:
+        elif name == LAUNCHER_NAME:
+            found["launcher"].append(pid)
+        elif name == SLOT_NAME:
+            found["slot"].append(pid)
+        elif name == STORE_NAME:
             found["store"].append(pid)
         elif "mpiexec" in line or "prterun" in line or "hydra" in line:
             found["mpiexec"].append(pid)
         elif "keystone-mpi run" in line:
             found["master" if rank_of(pid) == 0 else "worker"].append(pid)
-    parents = {pid: parent_of(pid) for pid in alike}
-    found["launcher"] = [pid for pid in alike if parents[pid] not in alike]
-    found["slot"] = [pid for pid in alike if parents[pid] in found["launcher"]]
+    # What a launcher forks is about to become a slot process, and what that forks a solver.
+    found["slot"] = [pid for pid in found["slot"] if parent_of(pid) in found["launcher"]]
     return found
 
 

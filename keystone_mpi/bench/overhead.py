@@ -2,7 +2,8 @@
 
 Rule: whole runs as users start them.
 
-    start-up   mpiexec -n 2 keystone-mpi run (one trivial task), beside bare mpi4py on 2 ranks
+    start-up   mpiexec -n 2 keystone-mpi run (one trivial task), beside bare mpi4py on 2 ranks,
+               and beside that with numpy and h5py on rank 0: what any program pays that writes an HDF5 file
     idle       mpiexec -n 3 keystone-mpi run (every slot sleeps), processor time of each process
 """
 
@@ -27,12 +28,22 @@ from keystone_mpi.execution.forking import LAUNCHER_NAME, SLOT_NAME, STORE_NAME
 SETTLE_S = 4.0
 """After the start, before the idle time is measured."""
 
+_WITH_H5PY = """
+import os
+if os.environ.get("PMI_RANK", os.environ.get("OMPI_COMM_WORLD_RANK")) == "0":
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
+    import h5py
+import mpi4py.MPI
+"""
+
 
 class Startup(msgspec.Struct, frozen=True):
     """Medians of interleaved starts."""
 
     keystone_s: float
     mpi4py_s: float
+    h5py_s: float
+    """Of bare mpi4py whose rank 0 imports numpy and h5py."""
     local_s: float
     """Of `keystone-mpi run` without a launcher."""
 
@@ -50,7 +61,7 @@ def measure_startup(rounds: int, scratch: Path, say: Callable[[str], None]) -> S
     mpiexec = mpiexec_path()
     if not mpiexec:
         raise ClusterError("no mpiexec on PATH: start-up under it cannot be measured")
-    walls: dict[str, list[float]] = {"keystone": [], "mpi4py": [], "local": []}
+    walls: dict[str, list[float]] = {"keystone": [], "mpi4py": [], "h5py": [], "local": []}
     for number in range(rounds):
         say(f"round {number + 1} of {rounds}: start-up")
         for name in walls:
@@ -60,11 +71,12 @@ def measure_startup(rounds: int, scratch: Path, say: Callable[[str], None]) -> S
             argv = {
                 "keystone": [mpiexec, "-n", "2", *run],
                 "mpi4py": [mpiexec, "-n", "2", sys.executable, "-c", "import mpi4py.MPI"],
+                "h5py": [mpiexec, "-n", "2", sys.executable, "-c", _WITH_H5PY],
                 "local": run,
             }[name]
             walls[name].append(time_command(argv, folder))
     medians = {name: statistics.median(times_s) for name, times_s in walls.items()}
-    return Startup(medians["keystone"], medians["mpi4py"], medians["local"])
+    return Startup(medians["keystone"], medians["mpi4py"], medians["h5py"], medians["local"])
 
 
 def measure_idle(seconds: float, scratch: Path, say: Callable[[str], None]) -> list[IdleProcess]:

@@ -226,6 +226,7 @@ def _print_startup(startup: Startup) -> None:
         for name, wall_s in (
             ("mpiexec -n 2 keystone-mpi run", startup.keystone_s),
             ('mpiexec -n 2 python -c "import mpi4py.MPI"', startup.mpi4py_s),
+            ("the same, with numpy and h5py on rank 0", startup.h5py_s),
             ("keystone-mpi run", startup.local_s),
         )
     ]

@@ -8,8 +8,6 @@ end; the master never waits for an answer. No answer changes nothing.
 
 from __future__ import annotations
 
-import math
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -18,6 +16,7 @@ from types import TracebackType
 import msgspec
 
 from keystone_mpi.core.errors import ClusterError
+from keystone_mpi.engine.settings import seconds_from
 from keystone_mpi.engine.stopping import Deadline
 
 PAUSE_VARIABLE = "KEYSTONE_ASK_SLURM"
@@ -29,11 +28,7 @@ NOTICED_S = 5.0
 
 def longest_pause_s() -> float:
     """Return how long at most Slurm is not asked: ``$KEYSTONE_ASK_SLURM`` seconds, or 300."""
-    try:
-        given = float(os.environ.get(PAUSE_VARIABLE, ""))
-    except ValueError:
-        return LONGEST_PAUSE_S
-    return max(1.0, given) if math.isfinite(given) else LONGEST_PAUSE_S
+    return seconds_from(PAUSE_VARIABLE, default_s=LONGEST_PAUSE_S, least_s=1.0)
 
 
 class MovedEnd(msgspec.Struct, frozen=True):

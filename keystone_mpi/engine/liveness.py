@@ -9,8 +9,7 @@ suspended job, a laptop's lid) blames nobody.
 
 from __future__ import annotations
 
-import math
-import os
+from keystone_mpi.engine.settings import seconds_from
 
 SILENCE_VARIABLE = "KEYSTONE_SILENCE"
 DEFAULT_SILENCE_S = 120.0
@@ -20,11 +19,7 @@ BEATS_PER_SILENCE = 6.0
 
 def silence_limit_s() -> float:
     """Return after how long a silence somebody is taken for gone: ``$KEYSTONE_SILENCE`` seconds, or 120."""
-    try:
-        given = float(os.environ.get(SILENCE_VARIABLE, ""))
-    except ValueError:
-        return DEFAULT_SILENCE_S
-    return max(SHORTEST_SILENCE_S, given) if math.isfinite(given) else DEFAULT_SILENCE_S
+    return seconds_from(SILENCE_VARIABLE, default_s=DEFAULT_SILENCE_S, least_s=SHORTEST_SILENCE_S)
 
 
 class Liveness:

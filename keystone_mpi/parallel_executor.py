@@ -20,7 +20,7 @@ from functools import partial
 from types import TracebackType
 from typing import Any
 
-from keystone_mpi.allocation_end import deadline_of_program
+from keystone_mpi.allocation_end import end_of_program
 from keystone_mpi.core.errors import RequestError, RunInterruptedError
 from keystone_mpi.engine.call_futures import CallCrashedError, CallFuture, RemoteError
 from keystone_mpi.engine.executor import KeystoneExecutor, check_workers, chunks_of, run_chunk
@@ -31,7 +31,7 @@ __all__ = [
     "BatchProcessor", "CallCrashedError", "KeystoneExecutor", "ParallelExecutor", "RemoteError",
     "TaskResult",
 ]  # fmt: skip
-PROGRAM.find_deadline = deadline_of_program
+PROGRAM.find_end = end_of_program
 
 
 @dataclass(frozen=True, slots=True)

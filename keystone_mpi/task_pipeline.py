@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from keystone_mpi.allocation_end import deadline_of_program
+from keystone_mpi.allocation_end import end_of_program
 from keystone_mpi.core.errors import KeystoneError, RequestError
 from keystone_mpi.engine.program import PROGRAM, check_callback
 from keystone_mpi.engine.task_records import TaskRecord
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TaskPipeline", "TaskStatus"]
 
-PROGRAM.find_deadline = deadline_of_program
+PROGRAM.find_end = end_of_program
 Status = dict[str, Any]
 Callback = Callable[[Status], object]
 

@@ -17,14 +17,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from keystone_mpi.allocation_end import deadline_before, end_of_work
+from keystone_mpi.allocation_end import deadline_before, end_of_work, watch_of_end
 from keystone_mpi.cli import wording
 from keystone_mpi.cli.main import EXIT_AGAIN, EXIT_OK
 from keystone_mpi.cli.progress import make_observer
 from keystone_mpi.core.errors import UserError
 
 if TYPE_CHECKING:
-    from keystone_mpi.engine.end_watch import EndWatch
     from keystone_mpi.engine.observer import RunClosing
     from keystone_mpi.engine.plan import RunPlan
     from keystone_mpi.engine.ranks import Ranks
@@ -133,7 +132,7 @@ def command(
         command_line=list(sys.argv),
         deadline=deadline,
         in_batch_job="SLURM_JOB_ID" in os.environ,
-        end_watch=_end_watch(ends_at, walltime, sweep.recipe.grace_s),
+        end_watch=watch_of_end(ends_at, walltime, sweep.recipe.grace_s, _ends),
     )
     workers = ranks or bring_up(launcher_environment(), fresh=True)
     try:
@@ -154,31 +153,6 @@ def _ends(ends_at: float, deadline: Deadline) -> str:
         f"ends in {wording.duration(left_s)}: only what is expected to end within "
         f"{wording.duration(work_s)} is started"
     )
-
-
-def _end_watch(ends_at: float | None, walltime: str | None, grace_s: float) -> EndWatch | None:
-    """Return who notices that the time limit of this Slurm job is changed; None: this is none."""
-    from keystone_mpi.engine.end_watch import EndWatch, MovedEnd
-    from keystone_mpi.slurm.allocation import present_end
-    from keystone_mpi.slurm.walltime import parse_limit
-
-    if "SLURM_JOB_ID" not in os.environ:
-        return None
-    chosen = None
-    if walltime is not None:
-        chosen = time.time() + parse_limit(walltime, "--walltime", plain_seconds=True)
-
-    def ask() -> float | None:
-        present = present_end()
-        return present if chosen is None else min(chosen, present or chosen)
-
-    def understand(moved_to: float | None) -> MovedEnd:
-        deadline = deadline_before(moved_to, grace_s)
-        if moved_to is None or deadline is None:
-            return MovedEnd(None, "the allocation has no time limit any more")
-        return MovedEnd(deadline, f"the time limit was changed: the allocation {_ends(moved_to, deadline)}")
-
-    return EndWatch(ends_at, ask, understand)
 
 
 def _session_of_shard(sweep: Sweep, whole: SessionOptions, text: str, *, write: bool) -> SessionOptions:

@@ -40,6 +40,15 @@ class MovedEnd(msgspec.Struct, frozen=True):
     """The same in one line for the person who watches."""
 
 
+class AllocationEnd(msgspec.Struct, frozen=True):
+    """The end of the allocation that a program runs in."""
+
+    deadline: Deadline | None = None
+    """None: it has no end that is known."""
+    watch: EndWatch | None = None
+    """Notices that it moves; None: it cannot."""
+
+
 class EndWatch:
     """Notices that the allocation ends at another time; a context manager that owns the thread.
 
@@ -68,7 +77,7 @@ class EndWatch:
         self._thread = threading.Thread(target=self._watch, name="keystone-end-watch", daemon=True)
 
     def __enter__(self) -> EndWatch:
-        self._thread.start()
+        self.start()
         return self
 
     def __exit__(
@@ -77,7 +86,14 @@ class EndWatch:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        # Not joined: nobody waits for a Slurm that does not answer.
+        self.stop()
+
+    def start(self) -> None:
+        """Begin to ask, in a thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ask no more. Not joined: nobody waits for a Slurm that does not answer."""
         self._over.set()
 
     def news(self) -> MovedEnd | None:

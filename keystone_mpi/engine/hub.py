@@ -282,7 +282,7 @@ class Hub:
             self._events += happened
             self._notice(self.stops.announcement())
             self.calls.drain(self.stops.call_interruption())
-        self.stops.interrupt_orphan(self._notice)
+        self._events += self.stops.look_outside(self._notice)
         self._turn(now)
         behind = any(resident.behind for resident in self._residents)
         if behind != self._paused:

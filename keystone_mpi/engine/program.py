@@ -22,12 +22,12 @@ from typing import Any
 
 from keystone_mpi.core.errors import ClosedError, LauncherMismatchError, RequestError, RunInterruptedError
 from keystone_mpi.engine.call_futures import CallFuture
+from keystone_mpi.engine.end_watch import AllocationEnd
 from keystone_mpi.engine.functions import FunctionTable
 from keystone_mpi.engine.hub import Hub
 from keystone_mpi.engine.program_exit import exit_code_of, leave_interrupted, leave_now
 from keystone_mpi.engine.program_stop import ProgramStop
 from keystone_mpi.engine.ranks import bring_up
-from keystone_mpi.engine.stopping import Deadline
 from keystone_mpi.engine.worker import FUNCTION_TOOL
 from keystone_mpi.engine.worker_exit import end_worker_rank
 from keystone_mpi.execution.environment import launcher_environment
@@ -48,7 +48,7 @@ class Program:
         self.callbacks = CallbackThread()
         self.closers: list[Callable[[bool], None]] = []
         """Called at the end of the program, newest first, with whether it ends because of an error."""
-        self.find_deadline: Callable[[float], Deadline | None] = _no_deadline
+        self.find_end: Callable[[float], AllocationEnd] = _no_end
         """Grace (s) -> the end of the allocation; set by the modules that a program imports."""
         self.failed = False
         self._exit_code = 0
@@ -93,7 +93,7 @@ class Program:
         recipe = _function_recipe()
         stops = ProgramStop(
             first_means_now=promised.launcher == "openmpi",
-            deadline=self._deadline(),
+            end=self._end(),
             under_launcher=promised.launcher is not None,
         )
         hub = Hub(
@@ -114,9 +114,9 @@ class Program:
             raise
         return hub
 
-    def _deadline(self) -> Deadline | None:
+    def _end(self) -> AllocationEnd:
         try:
-            return self.find_deadline(Recipe(tool="", argv=()).grace_s)
+            return self.find_end(Recipe(tool="", argv=()).grace_s)
         except BaseException:
             self.send_workers_home()  # they wait in MPI_Init
             raise
@@ -318,8 +318,8 @@ def _function_recipe() -> Recipe:
     )
 
 
-def _no_deadline(_grace_s: float) -> Deadline | None:
-    return None
+def _no_end(_grace_s: float) -> AllocationEnd:
+    return AllocationEnd()
 
 
 PROGRAM = Program()

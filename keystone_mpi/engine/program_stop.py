@@ -8,6 +8,7 @@ be anywhere.
     USR1, TERM once, OUT.drain, the drain point -> what runs ends, nothing is started -> RunInterruptedError
     TERM twice, the end of the allocation       -> what runs is stopped               -> RunInterruptedError
     all that is waited for ends too late        -> as for a drain, at once
+    the job's time limit is changed             -> the end moves
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from keystone_mpi.core.errors import RunInterruptedError
 from keystone_mpi.core.events import Event
 from keystone_mpi.core.scheduler import Scheduler
 from keystone_mpi.core.transitions import Phase
-from keystone_mpi.engine.stopping import Deadline, StopLevel, StopRequests
+from keystone_mpi.engine.end_watch import AllocationEnd
+from keystone_mpi.engine.stopping import StopLevel, StopRequests
 from keystone_mpi.execution.processes import RUN_TAG
 
 HEEDED = (signal.SIGTERM, signal.SIGUSR1)
@@ -37,23 +39,24 @@ class ProgramStop(StopRequests):
     ----------
     first_means_now : bool
         The launcher gives no time to finish what runs.
-    deadline : Deadline, optional
-        The end of the allocation, where it is known.
+    end : AllocationEnd
+        When the allocation ends, where it is known, and who notices that it moves.
     under_launcher : bool
         The process was started by mpiexec or srun; when that dies, so must the program.
     """
 
-    def __init__(self, *, first_means_now: bool, deadline: Deadline | None, under_launcher: bool) -> None:
+    def __init__(self, *, first_means_now: bool, end: AllocationEnd, under_launcher: bool) -> None:
         super().__init__(
             None,
             _wake_nobody,
             first_means_now=first_means_now,
             under_launcher=False,
-            deadline=deadline,
+            deadline=end.deadline,
             in_batch_job="SLURM_JOB_ID" in os.environ,
         )
         self._launcher = os.getppid() if under_launcher else None
-        self.ends_at = None if deadline is None else deadline.stop_at
+        self._end_watch = end.watch
+        self.ends_at = None if end.deadline is None else end.deadline.stop_at
         """When the last task must have ended, on the monotonic clock; None: not known."""
         self.level = StopLevel.NONE
         self.ending = False
@@ -67,6 +70,8 @@ class ProgramStop(StopRequests):
     def install(self, wake: Callable[[], None]) -> None:
         """Heed signals from now on, where this is the main thread and the program does not heed them."""
         self._wake = wake
+        if self._end_watch is not None:
+            self._end_watch.start()
         if threading.current_thread() is not threading.main_thread() or RUN_TAG in os.environ:
             return  # in a task of another engine, that one decides what a signal means
         for number in HEEDED:
@@ -76,7 +81,9 @@ class ProgramStop(StopRequests):
                 self._saved[number] = signal.signal(number, self._on_signal)
 
     def restore(self) -> None:
-        """Heed no signal any more."""
+        """Heed no signal any more, and no change of the time limit."""
+        if self._end_watch is not None:
+            self._end_watch.stop()
         if threading.current_thread() is not threading.main_thread():
             return
         for number, handler in self._saved.items():
@@ -133,12 +140,19 @@ class ProgramStop(StopRequests):
             return f"stopping now ({self.reason}): what runs is being stopped"
         return f"stopping ({self.reason}): what runs is finished, nothing more is started"
 
-    def interrupt_orphan(self, notice: Callable[[str], None]) -> None:
-        """Interrupt the program, wherever it is, when the MPI launcher is gone."""
+    def look_outside(self, notice: Callable[[str], None]) -> list[Event]:
+        """Follow an allocation whose time limit has changed; interrupt the program when mpiexec is gone."""
         if self._launcher is not None and os.getppid() != self._launcher:
             self._launcher = None
             notice("the MPI launcher died: stopping")
             _thread.interrupt_main()
+        moved = None if self._end_watch is None else self._end_watch.news()
+        if moved is None:
+            return []
+        notice(moved.text)
+        self.move_deadline(moved.deadline)
+        self.ends_at = None if moved.deadline is None else moved.deadline.stop_at
+        return [events.EndMoved(self.ends_at)]
 
     def _look_for_hopeless(self, scheduler: Scheduler, seats: int, now: float, *, awaited: bool) -> None:
         """Drain when the program waits for tasks none of which ends before the allocation does."""

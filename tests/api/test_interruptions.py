@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -98,15 +99,48 @@ def test_what_does_not_fit_the_allocation_is_not_started(
 
 
 def test_slurm_says_when_the_allocation_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    from keystone_mpi.engine.end_watch import AllocationEnd
     from keystone_mpi.engine.program import PROGRAM
 
     monkeypatch.delenv("KEYSTONE_WALLTIME", raising=False)
-    assert PROGRAM.find_deadline(5.0) is None
+    assert PROGRAM.find_end(5.0) == AllocationEnd(None, None)
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 3600))
-    deadline = PROGRAM.find_deadline(5.0)
+    end = PROGRAM.find_end(5.0)
+    deadline = end.deadline
     assert deadline is not None
+    assert end.watch is not None, "the limit may be changed"
     assert 3400 < deadline.drain_at - time.monotonic() < deadline.stop_at - time.monotonic() < 3600
+
+
+def test_a_changed_time_limit_is_followed(run: Callable[..., Any], folder: Path, tmp_path: Path) -> None:
+    """Somebody lowers the limit of the job while the program waits; Slurm is a script here."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    scontrol = programs / "scontrol"
+    scontrol.write_text(f"#!/bin/sh\ncat {programs}/job\n")
+    scontrol.chmod(0o755)
+    job = "JobId=7 JobState=RUNNING Restarts=0 TimeLimit=01:00:00 EndTime="
+    (programs / "job").write_text(
+        f"{job}{time.strftime('%Y-%m-%dT%H:%M:%S', time.localtime(time.time() + 3600))}\n"
+    )
+    source = SWEEP.replace("[0.3]", "[1.0]").replace("range(6)", "range(60)") + (
+        "pipeline.wait_for_task(ids[0])\n"
+        "end = time.strftime('%Y-%m-%dT%H:%M:%S', time.localtime(time.time() + 9))\n"
+        f"from pathlib import Path; Path('{programs}/job').write_text('{job}' + end)\n"
+        "pipeline.wait_for_workflow(ids)\n"
+    )
+    environment = {
+        "SLURM_JOB_ID": "7",
+        "KEYSTONE_ASK_SLURM": "1",
+        "PATH": f"{programs}:{os.environ['PATH']}",
+    }
+    done = run(source, "plain", env=environment).check(75)
+    assert "the time limit was changed: the allocation ends in 0 min" in done.stderr
+    assert "(the allocation is about to end)" in done.stderr
+    found = states(folder / "out.h5")
+    assert set(found) == {0, 2}, found
+    assert found.count(2) < 20
 
 
 CALLS = """

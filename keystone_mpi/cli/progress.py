@@ -269,11 +269,11 @@ def closing_lines(closing: RunClosing) -> list[str]:
             )
         )
         lines.append(f"{closing.failed:,} did not succeed{f' ({causes})' if causes else ''}:")
-        lines += [f"  task {task_id}: {error}" for task_id, error in closing.recent_failures]
-        unsaid = closing.failed - len(closing.recent_failures)
-        if closing.recent_failures and unsaid > 0:
+        lines += [f"  task {task_id}: {error}" for task_id, error in closing.first_failures]
+        unsaid = closing.failed - len(closing.first_failures)
+        if closing.first_failures and unsaid > 0:
             lines.append(f"  and {unsaid:,} more: {wording.command('keystone-mpi', 'status', output)}")
-        example = closing.recent_failures[0][0] if closing.recent_failures else "TASK"
+        example = closing.first_failures[0][0] if closing.first_failures else "TASK"
         lines.append(f"  look at one:    {wording.command('keystone-mpi', 'show', output, example)}")
         lines.append(f"  run it here:    {wording.command('keystone-mpi', 'rerun', output, example)}")
         lines.append("  run all again:  the same command with --retry-failed")

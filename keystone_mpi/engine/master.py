@@ -47,7 +47,7 @@ BACKLOG_PAUSE_BYTES = 64 << 20
 """Journal bytes that may wait for the disk before dispatch pauses."""
 DISK_PATIENCE_S = 60.0
 """A disk that takes nothing for so long, with nothing running, ends the run."""
-RECENT_FAILURES = 10
+TOLD_FAILURES = 10
 PUSH_S = 0.05
 """How long an assignment may wait for its record to reach the kernel (not the disk)."""
 SHOWN_PROGRESS = 256
@@ -113,7 +113,7 @@ class Master:
         self.failed = already_failed
         self.timed_out = 0
         self.out_of_memory = 0
-        self.recent_failures: list[tuple[str, str]] = []
+        self.first_failures: list[tuple[str, str]] = []
         self.task_progress: dict[int, float] = {}
         """Running task -> what its solver last said of how far it is."""
         self.refusal = ""
@@ -409,8 +409,8 @@ class Master:
             self.failed += 1
             self.timed_out += notice.state == TaskState.TIMEOUT
             self.out_of_memory += notice.why == Why.OUT_OF_MEMORY
-            if len(self.recent_failures) < RECENT_FAILURES:
-                self.recent_failures.append((str(notice.index), notice.error))
+            if len(self.first_failures) < TOLD_FAILURES:
+                self.first_failures.append((str(notice.index), notice.error))
 
     # --- once a second -------------------------------------------------------
 

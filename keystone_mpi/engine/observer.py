@@ -69,7 +69,7 @@ class RunClosing(msgspec.Struct, frozen=True):
     timed_out: int
     elapsed_s: float
     output_path: str
-    recent_failures: list[tuple[str, str]] = []
+    first_failures: list[tuple[str, str]] = []
     """(task id, one-line error) of the first failures of this start, ten at most."""
     refusal: str = ""
     """Why the sweep cannot run on some worker (its setup failed), which ended it; empty: it can."""

@@ -217,7 +217,7 @@ def _close(
         timed_out=master.timed_out,
         elapsed_s=progress.elapsed_s,
         output_path=str(session.output_path),
-        recent_failures=master.recent_failures,
+        first_failures=master.first_failures,
         refusal=master.refusal,
         file_problem=problem,
     )

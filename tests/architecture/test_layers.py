@@ -61,6 +61,14 @@ MAY_EXIT = {
 }
 """Modules outside cli that may end their process, and why."""
 
+MAY_WRITE_TO_STDERR = {
+    "engine/parting.py": "a rank that cannot come back says why it ends",
+    "engine/worker_exit.py": "a worker rank of a program, whose rank 0 may be gone",
+    "engine/program_exit.py": "a program that ends with 75 says so in one line, whatever its hooks do",
+    "engine/program.py": "the engine under a program of the user's: there is no command line to tell",
+}
+"""Modules outside cli that may say something to a person by themselves, and why."""
+
 MAY_PICKLE = {
     "execution/function_values.py": "functions of the Python API travel by value within one run",
 }
@@ -165,6 +173,9 @@ def test_only_the_command_line_prints_or_exits() -> None:
             continue
         for name, line in calls(module):
             assert name not in ("print", "input", "breakpoint"), f"{module}:{line}: only cli prints"
+            assert name != "sys.stdout.write", f"{module}:{line}: only cli prints"
+            may_write = name != "sys.stderr.write" or module in MAY_WRITE_TO_STDERR
+            assert may_write, f"{module}:{line}: only cli tells people ({name})"
             exits = name in ("exit", "quit", "sys.exit", "os._exit", "os.abort")
             assert not exits or module in MAY_EXIT, f"{module}:{line}: only cli exits ({name})"
         for node in ast.walk(parse(module)):

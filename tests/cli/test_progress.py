@@ -116,7 +116,7 @@ def test_nothing_to_do_is_one_line() -> None:
 def test_the_summary_names_failures_and_the_next_commands() -> None:
     text = closing_lines(
         closing(
-            succeeded=97, failed=3, timed_out=1, recent_failures=[("7", "exit code 3"), ("9", "timed out")]
+            succeeded=97, failed=3, timed_out=1, first_failures=[("7", "exit code 3"), ("9", "timed out")]
         )
     )
     assert text[0] == "complete: 97 of 100 tasks succeeded in 12 s"

@@ -5,7 +5,7 @@ must be seen (the first failures, a lost worker, the end) is said at once. Time
 comes with each `Progress`, never from a clock, and the bar has no thread of its
 own: between two snapshots watching a run costs nothing.
 
-    engine --(RunObserver)--> PlainProgress --> lines, after 2 s, then every 10 s, growing to 60 s
+    engine --(telling)------> PlainProgress --> lines, after 2 s, then every 10 s, growing to 60 s
                               LiveProgress  --> rich bar, at most twice a second
 """
 
@@ -98,6 +98,9 @@ class PlainProgress:
             return
         for line in closing_lines(closing):
             self.say(line)
+
+    def flush(self, limit_s: float) -> None:
+        """Nothing waits here: each line is written at once."""
 
     def close(self) -> None:
         """Leave the terminal as it was; may be called at any time."""

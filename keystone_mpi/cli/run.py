@@ -21,6 +21,7 @@ from keystone_mpi.allocation_end import deadline_before, end_of_work, watch_of_e
 from keystone_mpi.cli import wording
 from keystone_mpi.cli.main import EXIT_AGAIN, EXIT_OK
 from keystone_mpi.cli.progress import make_observer
+from keystone_mpi.cli.telling import PatientObserver
 from keystone_mpi.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -121,25 +122,27 @@ def command(
     from keystone_mpi.engine.run import RunOptions, run_sweep
     from keystone_mpi.execution.environment import launcher_environment
 
-    observer = make_observer(quiet=quiet)
-    deadline = deadline_before(ends_at, sweep.recipe.grace_s)
-    if deadline is not None and ends_at is not None and not quiet:
-        observer.notice(f"the allocation {_ends(ends_at, deadline)}")
-    options = RunOptions(
-        session=session,
-        slots_per_node=slots,
-        smt=smt,
-        command_line=list(sys.argv),
-        deadline=deadline,
-        in_batch_job="SLURM_JOB_ID" in os.environ,
-        end_watch=watch_of_end(ends_at, walltime, sweep.recipe.grace_s, _ends),
-    )
+    # Before there is a second thread.
     workers = ranks or bring_up(launcher_environment(), fresh=True)
+    observer = PatientObserver(make_observer(quiet=quiet))
     try:
+        deadline = deadline_before(ends_at, sweep.recipe.grace_s)
+        if deadline is not None and ends_at is not None and not quiet:
+            observer.notice(f"the allocation {_ends(ends_at, deadline)}")
+        options = RunOptions(
+            session=session,
+            slots_per_node=slots,
+            smt=smt,
+            command_line=list(sys.argv),
+            deadline=deadline,
+            in_batch_job="SLURM_JOB_ID" in os.environ,
+            end_watch=watch_of_end(ends_at, walltime, sweep.recipe.grace_s, _ends),
+        )
         closing = run_sweep(sweep, options, observer, workers)
     finally:
-        observer.close()
+        # The workers first: saying the rest takes as long as a terminal is stopped.
         workers.close()
+        observer.close()
     if closing.refusal:
         raise UserError(f"{file}: the sweep cannot run here: {closing.refusal.splitlines()[0]}")
     return exit_code(closing, allow_failures)

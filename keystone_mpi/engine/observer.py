@@ -88,3 +88,6 @@ class RunObserver(Protocol):
         """One line for the person who watches: a lost worker, a full disk, a takeover."""
 
     def run_closed(self, closing: RunClosing) -> None: ...
+
+    def flush(self, limit_s: float) -> None:
+        """Wait until what was told so far has been seen, `limit_s` at most."""

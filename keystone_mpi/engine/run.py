@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 SYNC_S = 60.0
 LAST_BATCH_S = 3600.0
 STOPPED_FAREWELL_S = 6.0
+SAID_S = 2.0
+"""How long the end waits for a terminal or a pipe that takes nothing."""
 
 
 class RunOptions(msgspec.Struct, frozen=True):
@@ -94,8 +96,10 @@ def run_sweep(
             closing = _run(session, options, observer, ranks, info)
     except BaseException:
         ranks.farewell(STOPPED_FAREWELL_S, observer.notice)
+        observer.flush(SAID_S)
         ranks.dismiss()
         raise
+    observer.flush(SAID_S)  # the end of MPI may be the end of this process
     if not ranks.dismiss():
         observer.notice("some workers did not say goodbye; MPI was ended by force")
     observer.run_closed(closing)

@@ -122,8 +122,7 @@ def command(
     from keystone_mpi.engine.run import RunOptions, run_sweep
     from keystone_mpi.execution.environment import launcher_environment
 
-    # Before there is a second thread.
-    workers = ranks or bring_up(launcher_environment(), fresh=True)
+    workers = ranks or bring_up(launcher_environment())
     observer = PatientObserver(make_observer(quiet=quiet))
     try:
         deadline = deadline_before(ends_at, sweep.recipe.grace_s)

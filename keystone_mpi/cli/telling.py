@@ -8,7 +8,9 @@ snapshots that come faster than they can be shown only the last one is.
 
 from __future__ import annotations
 
+import os
 import queue
+import signal
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -16,6 +18,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from keystone_mpi.cli.progress import PlainProgress
     from keystone_mpi.engine.observer import Progress, RunClosing, RunInfo
+
+
+INTERRUPTED = 128 + signal.SIGINT
 
 
 class PatientObserver:
@@ -66,6 +71,9 @@ class PatientObserver:
     def close(self) -> None:
         """Have the rest said and the terminal left as it was, however long that takes.
 
+        Who does not want to wait for a terminal that is stopped presses Ctrl-C, which ends the process:
+        Python itself would wait for it at its end.
+
         Raises
         ------
         Exception
@@ -73,7 +81,10 @@ class PatientObserver:
         """
         self._todo.put(self._inner.close)
         self._todo.put(None)
-        self._thread.join()
+        try:
+            self._thread.join()
+        except KeyboardInterrupt:
+            os._exit(INTERRUPTED)
         if self._error is not None:
             raise self._error
 

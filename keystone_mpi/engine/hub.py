@@ -307,8 +307,7 @@ class Hub:
             case messages.SeatEnded(seat=seat, running=running, returned=numbers):
                 self.calls.seat_ended(seat, running, numbers)
             case messages.AttemptsFinished(reports=reports):
-                if self.stops.ends_at is not None:
-                    reports = [self._seat_owner.timeless(report, self._owners) for report in reports]
+                reports = [self._seat_owner.as_of_seat(report, self._owners) for report in reports]
                 self._events += [events.AttemptFinished(worker, report) for report in reports]
             case messages.AttemptsStarted(starts=starts):
                 self._events += [

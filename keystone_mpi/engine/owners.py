@@ -17,8 +17,17 @@ import msgspec
 
 from keystone_mpi.core import actions
 from keystone_mpi.core.errors import InternalError
-from keystone_mpi.core.model import Assignment, AttemptReport, RetryBudget, TaskRequest, TaskState, Why
+from keystone_mpi.core.model import (
+    Assignment,
+    AttemptReport,
+    Outcome,
+    RetryBudget,
+    TaskRequest,
+    TaskState,
+    Why,
+)
 from keystone_mpi.engine.calls import Seat
+from keystone_mpi.engine.stopping import StopLevel
 from keystone_mpi.transport import messages
 
 if TYPE_CHECKING:
@@ -110,11 +119,18 @@ class SeatOwner(Owner):
             # After the Assign that follows this record, so that the seat is there before its calls.
             self._hub.post(functools.partial(self._hub.calls.seat_opened, index, worker))
 
-    def timeless(self, report: AttemptReport, owners: Mapping[int, Owner]) -> AttemptReport:
-        """Leave the duration out of a seat's report: it says nothing of how long tasks take."""
+    def as_of_seat(self, report: AttemptReport, owners: Mapping[int, Owner]) -> AttemptReport:
+        """Return a report as it is, or what it means when it is a seat's.
+
+        Its duration says nothing of how long tasks take, and there is no second attempt of a seat: one
+        that the signal to a job ended is another that died, unless all is being stopped.
+        """
         if owners.get(report.index) is not self:
             return report
-        return msgspec.structs.replace(report, duration_s=float("nan"))
+        outcome = report.outcome
+        if outcome == Outcome.INTERRUPTED and self._hub.stops.level < StopLevel.NOW:
+            outcome = Outcome.SUCCESS if report.exit_code == 0 else Outcome.FAILED
+        return msgspec.structs.replace(report, outcome=outcome, duration_s=float("nan"))
 
     def ended(self, notice: actions.Notify) -> None:
         self._hub.calls.seat_gone(notice.index, notice.report, notice.error)

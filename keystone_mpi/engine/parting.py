@@ -23,6 +23,8 @@ T = TypeVar("T")
 
 ABORT_CODE = 75
 """What a rank ends with, and mpiexec reports, when others are gone: run it again."""
+FLUSHED_WITHIN_S = 2.0
+"""How long the end by force waits for a terminal or a pipe."""
 GIVEN_UP_WITHIN_S = 10.0
 LOOK_S = 1.0
 """How often at least `meanwhile` is called; it may wait so long itself."""
@@ -90,13 +92,27 @@ def finalize_in_time(finalize: Callable[[], None], who: str) -> None:
         watch.cancel()
 
 
+def flush_streams(text: str = "") -> None:
+    """Write what is buffered, and a last text to standard error, before the process ends by force.
+
+    A terminal that is stopped takes nothing, and whoever waits for it holds the
+    stream's lock: nobody waits for that here.
+    """
+
+    def flush() -> None:
+        for stream, last in ((sys.stderr, text), (sys.stdout, "")):
+            with contextlib.suppress(OSError, ValueError):
+                stream.write(last)
+                stream.flush()
+
+    thread = threading.Thread(target=flush, name="keystone-flush", daemon=True)
+    thread.start()
+    thread.join(FLUSHED_WITHIN_S)
+
+
 def _give_up(who: str, limit_s: float) -> None:
-    with contextlib.suppress(OSError, ValueError):
-        sys.stdout.flush()
-    with contextlib.suppress(OSError, ValueError):
-        sys.stderr.write(
-            f"keystone-mpi: {who}: MPI did not end within {limit_s:.0f} s, so a node is gone or cut off. "
-            "What was acknowledged is safe; run the same command again to see that all is done\n"
-        )
-        sys.stderr.flush()
+    flush_streams(
+        f"keystone-mpi: {who}: MPI did not end within {limit_s:.0f} s, so a node is gone or cut off. "
+        "What was acknowledged is safe; run the same command again to see that all is done\n"
+    )
     os._exit(ABORT_CODE)

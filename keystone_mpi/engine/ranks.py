@@ -12,14 +12,13 @@ What a worker takes is imported where there is one beside the master.
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from keystone_mpi.engine.liveness import Liveness, silence_limit_s
-from keystone_mpi.engine.parting import ABORT_CODE, finalize_in_time
+from keystone_mpi.engine.parting import ABORT_CODE, finalize_in_time, flush_streams
 from keystone_mpi.engine.store_child import LOAD_REQUEST, StoreChild, fork_store
 from keystone_mpi.execution.environment import Promised
 from keystone_mpi.transport.channel import MasterEnd, Received
@@ -57,18 +56,25 @@ class Ranks:
         self._dismissed = False
         self._lost: set[int] = set()
         self._absent = set(transport.workers)
-        """Workers that have not said goodbye."""
+        """Workers that are waited for: they have not said goodbye and are not lost."""
+        self._left: set[int] = set()
+        """Workers that said goodbye, or why they cannot go on."""
         self._liveness = Liveness(time.monotonic(), silence_limit_s())
         """Of the workers, from the farewell on."""
 
-    def take_store(self) -> StoreChild | None:
-        """Hand the store process over, once."""
-        store, self._store = self._store, None
-        return store
+    @property
+    def store(self) -> StoreChild | None:
+        """The store process that was forked, until somebody else owns it."""
+        return self._store
+
+    def hand_over_store(self) -> None:
+        """It is somebody else's to end."""
+        self._store = None
 
     def left(self, worker: int) -> None:
         """A worker said goodbye, or why it cannot go on."""
         self._absent.discard(worker)
+        self._left.add(worker)
 
     def lost(self, worker: int) -> None:
         """A worker is gone without a word: nobody waits for it, and MPI cannot end in order."""
@@ -79,8 +85,9 @@ class Ranks:
         """A worker sent something. One that was taken for lost goes home: its work is elsewhere by now."""
         if worker in self._lost:
             self._lost.discard(worker)
-            self._absent.add(worker)
-            self.transport.send(worker, Farewell())
+            if worker not in self._left:
+                self._absent.add(worker)
+                self.transport.send(worker, Farewell())
 
     def waiting(self) -> list[int]:
         """Return who waits for the dismissal, also without work: everybody who is not lost."""
@@ -142,15 +149,15 @@ class Ranks:
             finalize_in_time(self._finalize, "rank 0")
         elif self._abort is not None:
             # MPI_Finalize would wait for ever for a rank that is gone.
-            sys.stdout.flush()
-            sys.stderr.flush()
+            flush_streams()
             self._abort(ABORT_CODE)
         return everybody
 
     def close(self) -> None:
         """Send home whoever is still there; after an orderly end nobody is."""
-        if (store := self.take_store()) is not None:
-            store.end()
+        if self._store is not None:
+            self._store.end()
+            self._store = None
         if not self._dismissed:
             self.farewell(FAREWELL_S, lambda _text: None)
             self.dismiss()
@@ -174,9 +181,9 @@ def bring_up(promised: Promised, *, fresh: bool = False) -> Ranks:
     ClusterError
         The launcher of the worker beside the master cannot be started.
     """
-    child = fork_store() if fresh else None
+    child = _fork_store() if fresh else None
     try:
-        ranks = _connect(promised, child)
+        ranks = _connect(promised, child, fresh=fresh)
     except BaseException:
         if child is not None:
             child.end()
@@ -187,19 +194,22 @@ def bring_up(promised: Promised, *, fresh: bool = False) -> Ranks:
     return ranks
 
 
-def _connect(promised: Promised, store: StoreChild | None) -> Ranks:
+def _fork_store() -> StoreChild | None:
+    try:
+        return fork_store()
+    except OSError:
+        return None  # another is started later, when there may be room for it
+
+
+def _connect(promised: Promised, store: StoreChild | None, *, fresh: bool) -> Ranks:
     if promised.launcher is None:
-        launcher = _start_launcher(fork=store is not None)
+        launcher = _start_launcher(fork=fresh)
         transport = LocalMaster()
         local_worker = _start_local_worker(transport.hub, launcher)
         return Ranks(promised, transport, None, None, local_worker, store)
     from keystone_mpi.transport.mpi import MpiMaster, MpiWorld
 
-    early = (
-        _start_launcher(fork=store is not None)
-        if promised.size == 1 or promised.local_size in (None, 1)
-        else None
-    )
+    early = _start_launcher(fork=fresh) if promised.size == 1 or promised.local_size in (None, 1) else None
     try:
         world = MpiWorld(promised.size)
     except BaseException:

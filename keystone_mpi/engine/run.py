@@ -114,7 +114,8 @@ def _run(
     info: RunInfo,
 ) -> RunClosing:
     try:
-        session.begin(options.command_line, ranks.transport.wake, store=ranks.take_store())
+        session.begin(options.command_line, ranks.transport.wake, store=ranks.store)
+        ranks.hand_over_store()
         assert session.committer is not None
         assert session.store is not None
         workforce = Workforce(

@@ -13,10 +13,12 @@ over one socket, which is their standard input and output; end of file on it
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import select
 import socket
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 from keystone_mpi.execution.forking import STORE_NAME, ForkedProcess, fork_apart
@@ -75,7 +77,9 @@ class StoreChild:
 
     def read_lines(self, timeout_s: float) -> list[bytes] | None:
         """Return the whole lines it has written; None at its end."""
-        if not select.select([self._channel], (), (), max(0.0, timeout_s))[0]:
+        poller = select.poll()
+        poller.register(self._channel, select.POLLIN)
+        if not poller.poll(math.ceil(max(0.0, timeout_s) * 1000)):
             return []
         try:
             data = self._channel.recv(65536)
@@ -110,35 +114,67 @@ class StoreChild:
 
 
 def start_store(output_path: Path) -> StoreChild:
-    """Start another Python as the store process of one file."""
-    ours, theirs = socket.socketpair()
-    # Never mpiexec's, which would wait for it to be closed; told when the process dies.
-    stderr_fd = os.memfd_create(STORE_NAME)
-    with theirs:
-        process = subprocess.Popen(
+    """Start another Python as the store process of one file.
+
+    Raises
+    ------
+    OSError
+        The process cannot be started.
+    """
+
+    def start(fd: int, stderr_fd: int) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
             quick_argv(
                 "from keystone_mpi.engine.store_process import main; main()",
                 ("keystone_mpi", "msgspec", "numpy", "h5py"),
                 str(output_path),
             ),
-            stdin=theirs.fileno(),
-            stdout=theirs.fileno(),
+            stdin=fd,
+            stdout=fd,
             stderr=stderr_fd,
             start_new_session=True,
             # numpy's BLAS would start a thread per core of the node, for nothing.
             env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
         )
-    return StoreChild(process, ours, stderr_fd)
+
+    return _connected(start)
 
 
 def fork_store() -> StoreChild:
-    """Fork a store process that waits for its first request, asleep; see `fork_apart` for when."""
+    """Fork a store process that waits for its first request, asleep; see `fork_apart` for when.
+
+    Raises
+    ------
+    OSError
+        The process cannot be made.
+    """
+    return _connected(
+        lambda fd, stderr_fd: fork_apart(STORE_NAME, _serve, stdin_fd=fd, stdout_fd=fd, stderr_fd=stderr_fd)
+    )
+
+
+def _connected(start: Callable[[int, int], subprocess.Popen[bytes] | ForkedProcess]) -> StoreChild:
+    """Make the socket and the file for the last words, and start a process with them."""
+    # Its standard error is never mpiexec's, which would wait for it to be closed.
+    stderr_fd = _nameless_file()
     ours, theirs = socket.socketpair()
-    stderr_fd = os.memfd_create(STORE_NAME)
     with theirs:
-        fd = theirs.fileno()
-        process = fork_apart(STORE_NAME, _serve, stdin_fd=fd, stdout_fd=fd, stderr_fd=stderr_fd)
+        try:
+            process = start(theirs.fileno(), stderr_fd)
+        except BaseException:
+            ours.close()
+            os.close(stderr_fd)
+            raise
     return StoreChild(process, ours, stderr_fd)
+
+
+def _nameless_file() -> int:
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create(STORE_NAME)
+    import tempfile
+
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
 
 
 def _serve() -> int:

@@ -58,11 +58,16 @@ class StoreClient:
         if child is not None:
             child.follow(output_path)
 
-    def _start(self) -> StoreChild:
-        self._child = start_store(self._output_path)
+    def _start(self) -> bool:
+        """Start a process; False when that cannot be done now."""
+        try:
+            self._child = start_store(self._output_path)
+        except OSError as error:
+            self.problem = f"the store process cannot be started: {error.strerror}"
+            return False
         if self._given_up:
             self._child.kill()
-        return self._child
+        return True
 
     def ensure_started(self) -> None:
         """Start the process if it was not time yet."""
@@ -98,8 +103,7 @@ class StoreClient:
             return False
         self.close()
         self._restarts += 1
-        self._start()
-        return True
+        return self._start()
 
     def give_up(self) -> None:
         """Write nothing more; callable while another thread is in `finish`, which then returns soon."""
@@ -129,7 +133,8 @@ class StoreClient:
         self.ensure_started()
         deadline = time.monotonic() + timeout_s
         while True:
-            assert self._child is not None
+            if self._child is None:
+                return BatchResult(final=True, problem=self.problem)
             result = self._finish_once(self._child, deadline)
             if result is not None:
                 self.close()

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import math
 import os
-import select
 import signal
 import subprocess
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from typing import NoReturn
@@ -28,6 +29,8 @@ STORE_NAME = "keystone-store"
 KEPT_FD = 3
 """Where the child finds the descriptor that it keeps beside the standard ones."""
 _OUT_OF_THE_WAY = 16
+_SHORTEST_LOOK_S = 0.0005
+_LONGEST_LOOK_S = 0.02
 
 
 class ForkedProcess:
@@ -42,16 +45,13 @@ class ForkedProcess:
     def poll(self) -> int | None:
         """Return its exit code, minus the signal that killed it, None while it lives."""
         with self._lock:
-            if self._code is None:
-                pid, status = os.waitpid(self.pid, os.WNOHANG)
-                if pid:
-                    self._code = os.waitstatus_to_exitcode(status)
-            return self._code
+            return self._look()
 
     def kill(self) -> None:
         """Kill it, if it lives."""
-        if self.poll() is None:
-            os.kill(self.pid, signal.SIGKILL)
+        with self._lock:
+            if self._look() is None:
+                os.kill(self.pid, signal.SIGKILL)
 
     def wait(self, timeout: float | None = None) -> int:
         """Wait for its end.
@@ -61,16 +61,27 @@ class ForkedProcess:
         subprocess.TimeoutExpired
             It lives on.
         """
-        if self.poll() is None:
-            pidfd = os.pidfd_open(self.pid)
-            try:
-                select.select([pidfd], (), (), timeout)
-            finally:
-                os.close(pidfd)
-        code = self.poll()
-        if code is None:
-            raise subprocess.TimeoutExpired(self._name, timeout or 0.0)
+        until = math.inf if timeout is None else time.monotonic() + timeout
+        pause_s = _SHORTEST_LOOK_S
+        while (code := self.poll()) is None:
+            left_s = until - time.monotonic()
+            if left_s <= 0:
+                raise subprocess.TimeoutExpired(self._name, timeout or 0.0)
+            # Not every Python has pidfd_open; nobody waits long here.
+            time.sleep(min(pause_s, left_s))
+            pause_s = min(2.0 * pause_s, _LONGEST_LOOK_S)
         return code
+
+    def _look(self) -> int | None:
+        if self._code is None:
+            try:
+                pid, status = os.waitpid(self.pid, os.WNOHANG)
+            except ChildProcessError:
+                self._code = 0  # it ended, and the kernel was told to forget how: SIGCHLD is ignored here
+                return self._code
+            if pid:
+                self._code = os.waitstatus_to_exitcode(status)
+        return self._code
 
 
 def fork_apart(
@@ -90,7 +101,7 @@ def fork_apart(
         One of the above.
     work : callable
         Runs in the child; its result is the exit code. What it raises is
-        written to `stderr_fd`.
+        written to its standard error.
     stdin_fd, stdout_fd, stderr_fd : int
         Become its standard descriptors.
     kept_fd : int, optional
@@ -114,6 +125,14 @@ def name_process(name: str) -> None:
         file.write(name)
 
 
+def _close_from(first: int) -> None:
+    """Close all descriptors from this one on; the limit may be a thousand million of them."""
+    for entry in os.listdir("/proc/self/fd"):
+        if int(entry) >= first:
+            with contextlib.suppress(OSError):  # the one that the list was read with
+                os.close(int(entry))
+
+
 def _be_child(name: str, work: Callable[[], int], wanted: list[int]) -> NoReturn:
     code = 70
     try:
@@ -122,7 +141,7 @@ def _be_child(name: str, work: Callable[[], int], wanted: list[int]) -> NoReturn
         aside = [fcntl.fcntl(fd, fcntl.F_DUPFD, _OUT_OF_THE_WAY) for fd in wanted]
         for target, fd in enumerate(aside):
             os.dup2(fd, target, inheritable=target < KEPT_FD)
-        os.closerange(len(wanted), os.sysconf("SC_OPEN_MAX"))
+        _close_from(len(wanted))
         name_process(name)
         code = work()
     except BaseException:  # told where the parent looks; nothing of it may run in this copy of the rank

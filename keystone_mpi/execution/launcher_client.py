@@ -129,7 +129,9 @@ class LauncherClient:
             return
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            self._process = fork_launcher(theirs) if fork else start_launcher(theirs)
+            # A started one is in UTF-8 mode, whatever the locale: words reach solvers as they were written.
+            may_fork = fork and sys.getfilesystemencoding() == "utf-8"
+            self._process = fork_launcher(theirs) if may_fork else start_launcher(theirs)
         except OSError as problem:
             ours.close()
             raise ClusterError(

@@ -416,3 +416,23 @@ def test_a_killed_launcher_costs_the_running_calls(executor: KeystoneExecutor) -
     assert 1 <= len(lost) <= 2
     assert all(isinstance(future.exception(), BrokenExecutor) for future in lost)
     assert executor.submit(scale, 2).result(30) == 6
+
+
+def test_a_signal_to_all_of_a_job_ends_no_engine(executor: KeystoneExecutor, folder: Path) -> None:
+    """Function processes ignore INT; one that lived through it and is closed later is not started again."""
+    from keystone_mpi.execution.forking import SLOT_NAME
+    from keystone_mpi.execution.processes import descendants
+
+    assert list(executor.map(scale, range(8))) == [scale(x) for x in range(8)]
+    for pid in reversed(descendants(os.getpid())):
+        name = Path(f"/proc/{pid}/comm").read_text().rstrip()
+        parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]
+        above = Path(f"/proc/{parent}/comm").read_text().rstrip()
+        if SLOT_NAME in (name, above):
+            os.kill(pid, signal.SIGINT)
+    executor.shutdown()
+    with TaskPipeline("out.h5") as pipeline:
+        task = pipeline.submit_task("command", ["true"])
+        assert pipeline.wait_for_task(task, timeout=30)["status"] == "success"
+    with KeystoneExecutor(2) as another:
+        assert another.submit(scale, 5).result(30) == scale(5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -177,3 +178,20 @@ def test_a_forked_store_that_dies_is_replaced(tmp_path: Path) -> None:
         """
     )
     assert done.stdout == "the journal has no header yet\n"
+
+
+def test_a_process_that_cannot_be_started_is_a_problem_and_no_crash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_arguments: object, **_options: object) -> None:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(store_child.subprocess, "Popen", refuse)
+    monkeypatch.setattr("keystone_mpi.engine.store_client.START_AFTER_S", 0.0)
+    open_before = len(os.listdir("/proc/self/fd"))
+    client = StoreClient(tmp_path / "a.h5")
+    for _ in range(3):
+        client.poll()
+    assert client.problem == "the store process cannot be started: Resource temporarily unavailable"
+    assert client.finish(5.0).problem == client.problem
+    assert len(os.listdir("/proc/self/fd")) == open_before

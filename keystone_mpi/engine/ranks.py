@@ -72,9 +72,10 @@ class Ranks:
         self._store = None
 
     def left(self, worker: int) -> None:
-        """A worker said goodbye, or why it cannot go on."""
+        """A worker said goodbye, or why it cannot go on; of one that is lost nothing is known."""
         self._absent.discard(worker)
-        self._left.add(worker)
+        if worker not in self._lost:
+            self._left.add(worker)
 
     def lost(self, worker: int) -> None:
         """A worker is gone without a word: nobody waits for it, and MPI cannot end in order."""

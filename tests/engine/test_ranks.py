@@ -78,6 +78,7 @@ def test_a_lost_worker_is_not_waited_for(ends: Ends) -> None:
 
 def test_a_lost_worker_that_wakes_up_is_sent_home_once(ends: Ends) -> None:
     ends.ranks.lost(0)
+    ends.ranks.left(0)  # its work is forgotten
     ends.said(0, Beat())
     ends.said(0, Beat())
     assert ends.farewells(0) == 1

@@ -188,7 +188,8 @@ def test_drain_finishes_what_runs(mpiexec, keystone, tmp_path: Path, wait_until)
     sweep = write_sweep(tmp_path, shell("sleep 1.5; echo '{{\"v\": 1}}'"), "x = { range = [0, 20, 1] }")
     path = tmp_path / "demo.h5"
     job = mpiexec.start(["keystone-mpi", "run", sweep, "--slots", "4"], n=3)
-    wait_until(lambda: len(runner_processes(job.processes())["solver"]) >= 4, timeout_s=30)
+    # Each of the four tasks is a shell and its sleep.
+    wait_until(lambda: len(runner_processes(job.processes())["solver"]) >= 8, timeout_s=30)
     keystone(["drain", path]).check(0)
     done = job.wait(60)
     assert done.returncode == 75, done.output
@@ -203,7 +204,8 @@ def test_drain_finishes_what_runs(mpiexec, keystone, tmp_path: Path, wait_until)
 def test_usr1_to_mpiexec_drains(mpiexec, tmp_path: Path, wait_until) -> None:
     sweep = write_sweep(tmp_path, shell("sleep 1; echo '{{\"v\": 1}}'"), "x = { range = [0, 20, 1] }")
     job = mpiexec.start(["keystone-mpi", "run", sweep, "--slots", "2"], n=3)
-    wait_until(lambda: len(runner_processes(job.processes())["solver"]) >= 2, timeout_s=30)
+    # Each of the two tasks is a shell and its sleep; what has not begun would be taken back.
+    wait_until(lambda: len(runner_processes(job.processes())["solver"]) >= 4, timeout_s=30)
     job.send_signal(signal.SIGUSR1)
     done = job.wait(60)
     assert done.returncode == 75, done.output

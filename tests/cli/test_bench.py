@@ -58,9 +58,13 @@ def test_the_floor_runs_each_task_once(
     argv, name = build_floor(tmp_path)
     assert ("no C compiler" in name) is not compiler
     log = tmp_path / "log"
-    subprocess.run([*argv, "7", "3", "/bin/sh", "-c", f"echo x >> {log}"], check=True, timeout=30)
+    shell = ["/bin/sh", "-c", f'echo "x$1" >> {log}', "sh"]
+    subprocess.run([*argv, "7", "3", "0", *shell], check=True, timeout=30)
     assert log.read_text() == "x\n" * 7
-    assert subprocess.run([*argv, "2", "1", "/bin/false"], check=False, timeout=30).returncode == 1
+    log.unlink()
+    subprocess.run([*argv, "7", "1", "1", *shell], check=True, timeout=30)
+    assert log.read_text() == "".join(f"x{number}\n" for number in range(7))
+    assert subprocess.run([*argv, "2", "1", "0", "/bin/false"], check=False, timeout=30).returncode == 1
 
 
 @pytest.mark.parametrize("numbered", [True, False])

@@ -122,8 +122,8 @@ def write_sweep(folder: Path, count: int, program: list[str], *, numbered: bool)
 def all_contenders(scratch: Path, program: list[str], slots: int, *, numbered: bool) -> list[Contender]:
     """Return the floor first, then the runner under mpiexec and alone, then, if `numbered`, the others.
 
-    xargs gives every call an argument of its own, so do all the others then: GNU's `true` takes half as
-    long again when it has one, since it looks at the locale.
+    xargs gives every call an argument of its own, so do all the others then: GNU's `true` takes
+    longer when it has one, since it looks at the locale.
     """
     floor, floor_name = build_floor(scratch)
     mpiexec = mpiexec_path()

@@ -171,7 +171,7 @@ def _finalize_of(mpi: Any) -> Callable[[], object]:
     try:
         finalize = ctypes.CDLL(mpi.__file__).MPI_Finalize
     except (OSError, AttributeError):  # an mpi4py that finds its library in another way
-        return mpi.Finalize  # type: ignore[no-any-return]
+        return mpi.Finalize  # type: ignore[no-any-return] # `mpi` is a module that is imported late
     finalize.restype = ctypes.c_int
     return finalize
 

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -76,15 +75,14 @@ def test_a_batch_that_was_written_renews_the_patience(program, tmp_path: Path, w
     client.close()
 
 
-def test_a_store_that_is_given_up_starts_nothing_more(program, tmp_path: Path) -> None:
+def test_a_store_that_is_given_up_starts_nothing_more(program, tmp_path: Path, wait_until) -> None:
     program("import time; time.sleep(600)")
     client = StoreClient(tmp_path / "a.h5")
     client.ensure_started()
     results: list[BatchResult] = []
     waiting = threading.Thread(target=lambda: results.append(client.finish(600.0)))
     waiting.start()
-    while not client.is_writing:
-        time.sleep(0.01)
+    wait_until(lambda: client.is_writing)
     client.give_up()
     waiting.join(30)
     assert results == [BatchResult(final=True, problem=GIVEN_UP)]
@@ -128,7 +126,7 @@ def run_python(body: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_forked_store_holds_nothing_of_the_rank_and_ends_with_it() -> None:
+def test_a_forked_store_holds_nothing_of_the_rank_and_ends_with_it(wait_until) -> None:
     done = run_python(
         """
         import os, time
@@ -143,10 +141,7 @@ def test_a_forked_store_holds_nothing_of_the_rank_and_ends_with_it() -> None:
     pid, *descriptors = map(int, first.split())
     assert own_session == "True"
     assert descriptors == [0, 1, 2]
-    end = time.monotonic() + 10
-    while Path(f"/proc/{pid}").exists():
-        assert time.monotonic() < end
-        time.sleep(0.01)
+    wait_until(lambda: not Path(f"/proc/{pid}").exists(), timeout_s=10)
 
 
 def test_what_a_forked_store_says_last_is_told() -> None:

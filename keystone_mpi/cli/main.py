@@ -10,7 +10,6 @@ only a defect of ours shows a traceback, with rank and host (exit code 70).
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import os
 import signal
@@ -98,6 +97,8 @@ class KeystoneGroup(click.Group):
 
 def _command_hint(word: str) -> str:
     """Say what was probably meant."""
+    import difflib
+
     near = difflib.get_close_matches(word, COMMANDS, n=1)
     if near:
         return f"; did you mean `keystone-mpi {near[0]}`?"

@@ -1,12 +1,12 @@
 """The vocabulary: task states, attempt outcomes, requests and reports.
 
 Rule: everything here is plain data. Nothing does I/O, reads a clock or knows
-MPI. Every other folder speaks these words.
+MPI. Every other folder speaks these words. The modules of what is decoded
+evaluate their annotations when they are imported: of postponed ones msgspec
+would compile the text of each, in every process that makes a decoder.
 
     TaskRequest --(scheduler)--> Assignment --(worker)--> AttemptReport
 """
-
-from __future__ import annotations
 
 import enum
 from typing import Any, NamedTuple, Protocol

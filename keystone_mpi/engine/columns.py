@@ -12,21 +12,21 @@ from typing import TYPE_CHECKING, Any
 
 from keystone_mpi.deferred_numpy import np
 from keystone_mpi.records.programs import is_program
-from keystone_mpi.sweeps.load import sweep_from_spec
+from keystone_mpi.sweeps.stored import space_from_spec
 from keystone_mpi.sweeps.values import REPLICATE
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from keystone_mpi.records.store import ColumnSource
-    from keystone_mpi.sweeps.sweep import Sweep
+    from keystone_mpi.sweeps.space import Space
 
 
 class AddedColumns:
     """The store's `ColumnSource`: parameters of the rows that a start adds."""
 
-    def __init__(self, sweep: Sweep, added_points: list[tuple[int, int]]) -> None:
-        self._space = sweep.space
+    def __init__(self, space: Space, added_points: list[tuple[int, int]]) -> None:
+        self._space = space
         self._ranges = added_points
 
     def kinds(self) -> dict[str, Any]:
@@ -71,4 +71,4 @@ def columns_from_spec(spec: bytes, added_points: list[tuple[int, int]]) -> Colum
     """Return the columns of the rows that `added_points` of a stored sweep stand for."""
     if is_program(spec):
         return NoColumns()
-    return AddedColumns(sweep_from_spec(spec), added_points)
+    return AddedColumns(space_from_spec(spec), added_points)

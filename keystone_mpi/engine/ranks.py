@@ -212,7 +212,7 @@ def _connect(promised: Promised, store: StoreChild | None, *, fresh: bool) -> Ra
 
     early = _start_launcher(fork=fresh) if promised.size == 1 or promised.local_size in (None, 1) else None
     try:
-        world = MpiWorld(promised.size)
+        world = MpiWorld(promised.size, ours=fresh)
     except BaseException:
         if early is not None:
             early.close()

@@ -42,7 +42,7 @@ def serve_as_worker(promised: Promised, *, fresh: bool = False) -> None:
     from keystone_mpi.transport.mpi import MpiWorkerEnd, MpiWorld
 
     try:
-        world = MpiWorld(promised.size)
+        world = MpiWorld(promised.size, ours=fresh)
     except LauncherMismatchError:
         launcher.close()
         raise

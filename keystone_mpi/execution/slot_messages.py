@@ -11,8 +11,6 @@ is dead.
     rank: <-- RecipePrepared, SlotEnded, LauncherTrouble
 """
 
-from __future__ import annotations
-
 import socket
 from collections import deque
 

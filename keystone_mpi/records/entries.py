@@ -9,8 +9,6 @@ carry a format version in the header from the first day.
     RunClosed?
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import msgspec

@@ -12,10 +12,10 @@ import contextlib
 import gc
 import math
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from keystone_mpi.core.model import AttemptReport, Outcome, TaskState, Why
 from keystone_mpi.records.entries import (
@@ -32,6 +32,9 @@ from keystone_mpi.records.entries import (
     WorkerJoined,
     WorkerLeft,
 )
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 INTERRUPTED_ERROR = "the run stopped while this attempt was assigned or running"
 

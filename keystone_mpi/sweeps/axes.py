@@ -14,14 +14,16 @@ Decimal ranges are exact: ``{ range = [0, 1, 0.1] }`` holds 0.3, not
 from __future__ import annotations
 
 import math
-from fractions import Fraction
 from functools import cached_property
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from keystone_mpi.core.errors import SweepFileError
 from keystone_mpi.deferred_numpy import np
 from keystone_mpi.sweeps.spec import AxisSpec
 from keystone_mpi.sweeps.values import Array, Kind, Value, to_array, typed_column
+
+if TYPE_CHECKING:
+    from fractions import Fraction
 
 LONGEST_AXIS = 2**40
 LONGEST_LOGSPACE = 2**20
@@ -94,6 +96,8 @@ class ExactAxis:
 
     def find(self, value: Value) -> int | None:
         assert not isinstance(value, str)
+        from fractions import Fraction
+
         guess = round((Fraction(value) * self._denominator - self._first) / self._step)
         for index in (guess, guess - 1, guess + 1):  # the rounding of the value may move the guess by one
             if 0 <= index < self.size and self.value(index) == value:
@@ -187,6 +191,8 @@ def _exact_or_none(first: Fraction, step: Fraction, size: int) -> tuple[int, int
 
 def _as_written(value: int | float) -> Fraction:
     """Return the decimal number that the user wrote, not its nearest binary one."""
+    from fractions import Fraction  # most sweeps list their values
+
     return Fraction(repr(value)) if isinstance(value, float) else Fraction(value)
 
 

@@ -10,7 +10,6 @@ the columns of a zip or a table are one block, a sample is one block.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
@@ -226,6 +225,8 @@ def _raw(seed: int, name: str, part: str, count: int) -> Array:
     Only the bit stream of Philox is used: numpy promises it for ever, unlike
     the distributions built on it.
     """
+    import hashlib  # OpenSSL comes with it, and most sweeps sample nothing
+
     key = hashlib.blake2b(f"{seed}/{name}/{part}".encode(), digest_size=16).digest()
     words: Array = np.random.Philox(key=int.from_bytes(key, "little")).random_raw(count)
     return words

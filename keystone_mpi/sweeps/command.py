@@ -207,9 +207,10 @@ def read_command(
     """
     keys = choice.keys
     own = {"command", *choice.tool.keys}
-    for name in sweep.items():
-        others = [tool.name for tool in TOOLS.values() if name in tool.keys]
-        if choice.tool.name != "command" and name not in own and others and name not in _HANDLED_BY_TOOLS:
+    for name in sweep.items() if choice.tool.name != "command" else ():
+        if name in own or name in _HANDLED_BY_TOOLS:
+            continue
+        if any(name in tool.keys for tool in TOOLS.values()):
             raise sweep.error(name, f'not used with tool = "{choice.tool.name}"')
     # With `setup` the solver is where that puts it, with a prefix it is inside the container.
     elsewhere = bool(keys.texts("setup") or keys.texts("prefix"))

@@ -32,15 +32,13 @@ from keystone_mpi.sweeps.points import read_space
 from keystone_mpi.sweeps.reading import TABLES, Section, read_document, read_text
 from keystone_mpi.sweeps.space import Space
 from keystone_mpi.sweeps.spec import SPEC_FORMAT, SweepSpec, TaskSpec
+from keystone_mpi.sweeps.stored import stored_spec
 from keystone_mpi.sweeps.sweep import Sweep, digest_of
-from keystone_mpi.sweeps.taskfile import read_task_file
 from keystone_mpi.sweeps.values import REPLICATE
 from keystone_mpi.tools.recipe import CollectRule, KeepOutput, Recipe, WorkdirMode
 from keystone_mpi.tools.tool import Prepared
 
 BLOCK_ROWS = 65536
-PROGRAM_MARK = b'{"program":'
-"""How the spec of a Python program's results begins; see records/programs.py."""
 
 
 def load_sweep(path: Path, *, start_dir: Path | None = None, check_programs: bool = True) -> Sweep:
@@ -91,16 +89,7 @@ def sweep_from_spec(spec: bytes, text: str = "") -> Sweep:
     SweepFileError
         When the spec is of a newer format or damaged.
     """
-    if spec.startswith(PROGRAM_MARK):
-        raise SweepFileError(None, "", "these are the results of a Python program, there is no sweep")
-    try:
-        decoded = msgspec.json.decode(spec, type=SweepSpec)
-    except msgspec.DecodeError as error:
-        raise SweepFileError(None, "", f"the stored sweep cannot be read: {error}") from None
-    if decoded.format > SPEC_FORMAT:
-        raise SweepFileError(
-            None, "", f"the stored sweep has format {decoded.format}; this version reads up to {SPEC_FORMAT}"
-        )
+    decoded = stored_spec(spec)
     path = Path(decoded.source)
     return _make_sweep(decoded, Space(decoded.space, path), text, path, spec)
 
@@ -123,6 +112,8 @@ def _make_sweep(decoded: SweepSpec, space: Space, text: str, path: Path, spec: b
 
 
 def _read_lines(path: Path, text: str, start: Path) -> tuple[SweepSpec, Space]:
+    from keystone_mpi.sweeps.taskfile import read_task_file
+
     recipe, space = read_task_file(text, str(start))
     fingerprint = {"command": "shell lines"}
     spec = SweepSpec(SPEC_FORMAT, path.stem, str(path.absolute()), recipe, space, fingerprint=fingerprint)

@@ -17,7 +17,6 @@ from keystone_mpi.core.errors import SweepFileError
 from keystone_mpi.sweeps.blocks import RowsBlock, SampleBlock, refuse_repeats
 from keystone_mpi.sweeps.reading import TABLES, Section
 from keystone_mpi.sweeps.spec import AxisSpec, RangeSpec, RowsSpec, SampleSpec, SpaceSpec
-from keystone_mpi.sweeps.table import read_table
 from keystone_mpi.sweeps.values import LARGEST_INT, REPLICATE, check_name, describe, typed_column
 
 RANGE_FORMS = {
@@ -50,6 +49,8 @@ def read_space(document: Section, folder: Path, warnings: list[str]) -> SpaceSpe
     if document.has("zip"):
         rows.append(_zip(document.section("zip"), taken))
     if document.has("table"):
+        from keystone_mpi.sweeps.table import read_table
+
         table = read_table(folder, document.section("table", TABLES["table"]))
         _take_names(table.names, "table", taken)
         rows.append(table)

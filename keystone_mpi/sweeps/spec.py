@@ -7,8 +7,6 @@ from the results file and get the very same tasks.
     sweep file --(load)--> SweepSpec --(JSON bytes)--> results file --> SweepSpec
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import msgspec

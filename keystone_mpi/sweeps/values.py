@@ -9,7 +9,6 @@ text, numbers and booleans do not mix.  NaN and infinity are no parameters.
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -61,6 +60,8 @@ def describe(value: object) -> str:
 def near_match(word: str, allowed: Iterable[str]) -> str:
     """Return ``did you mean "x"?`` or an empty text."""
     choices = list(allowed)
+    import difflib
+
     close = difflib.get_close_matches(word, choices, n=1, cutoff=0.6)
     if not close:
         lowered = {choice.lower(): choice for choice in choices}

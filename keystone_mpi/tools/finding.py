@@ -7,7 +7,6 @@ PATH, scripts from the folder where keystone-mpi was started.
 
 from __future__ import annotations
 
-import difflib
 import os
 import shutil
 import subprocess
@@ -140,6 +139,8 @@ class Lookup(msgspec.Struct, frozen=True):
 def near(word: str, allowed: Iterable[str]) -> str:
     """Return ``did you mean "x"?`` or an empty text."""
     lowered = {choice.lower(): choice for choice in allowed}
+    import difflib
+
     exact = difflib.get_close_matches(word, lowered.values(), n=1, cutoff=0.6)
     close = exact or [lowered[name] for name in difflib.get_close_matches(word.lower(), lowered, n=1)]
     return f'did you mean "{close[0]}"?' if close else ""

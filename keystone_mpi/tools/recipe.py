@@ -8,8 +8,6 @@ task's parameters needs nothing else; it never sees the sweep file.
     solver output + Recipe.collect --(tools.collect)--> result values
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import msgspec

@@ -16,8 +16,6 @@ transport (also between threads, so that both behave alike).
     worker: <-------------------------- Dismissal master    (the file is written: leave)
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import msgspec

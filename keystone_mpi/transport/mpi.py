@@ -35,6 +35,7 @@ from keystone_mpi.transport.channel import (
     split_parts,
     with_parts,
 )
+from keystone_mpi.transport.loading import no_memory_hooks
 from keystone_mpi.transport.local import LocalHub
 from keystone_mpi.transport.matching import known_mismatch, needs_short_requests, way_out
 from keystone_mpi.transport.messages import FromWorker, ToWorker
@@ -76,6 +77,8 @@ class MpiWorld:
     promised_size : int or None
         How many ranks the launcher's environment promises; None when it does
         not say.
+    ours : bool
+        No other code of this process speaks MPI: it is set up for few and small messages.
 
     Raises
     ------
@@ -84,7 +87,7 @@ class MpiWorld:
         ranks than the launcher started.
     """
 
-    def __init__(self, promised_size: int | None) -> None:
+    def __init__(self, promised_size: int | None, *, ours: bool = False) -> None:
         try:
             import mpi4py
 
@@ -94,7 +97,8 @@ class MpiWorld:
             mpi4py.rc.finalize = False
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", RuntimeWarning)  # "suspicious environment": told below
-                from mpi4py import MPI
+                with no_memory_hooks(os.environ) if ours else contextlib.nullcontext():
+                    from mpi4py import MPI
 
                 version = MPI.Get_library_version()
                 library = version.strip().splitlines()[0].strip("\x00 ")

@@ -20,9 +20,10 @@ Only this package imports h5py, and only when a function is called: importing
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import msgspec
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -43,8 +44,7 @@ class ColumnSource(Protocol):
         """Return the values of added rows `start_row` to `stop_row`; row 0 is the first added task."""
 
 
-@dataclass(frozen=True, slots=True)
-class FoldResult:
+class FoldResult(msgspec.Struct, frozen=True):
     """What a fold did."""
 
     generation: str

@@ -11,12 +11,11 @@ numpy columns first; one write per column follows.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import h5py
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from keystone_mpi.core.model import ArrayValue, AttemptReport, Outcome, ShardValue
 from keystone_mpi.records.entries import AttemptEnded, RunOpened
@@ -29,8 +28,11 @@ from keystone_mpi.records.store.shards import ShardReader
 from keystone_mpi.records.store.values import ValueGroup
 from keystone_mpi.records.tail import Tail, TaskUpdate, plausible_times, task_update
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 _PARAM_ROWS = 65_536
-Rows = NDArray[np.int64]
+Rows: TypeAlias = "NDArray[np.int64]"
 
 
 class OpenFile:
@@ -69,17 +71,16 @@ class OpenFile:
 
     def _start(self, chunk: int) -> None:
         file, head = self.file, self._head
-        file.attrs["Conventions"] = "CF-1.11"
-        file.attrs["title"] = hdf5.clean_text(head.sweep_name) or "parameter sweep"
-        file.attrs["format"] = schema.FORMAT
+        hdf5.set_text(file, "Conventions", "CF-1.11")
+        hdf5.set_text(file, "title", hdf5.clean_text(head.sweep_name) or "parameter sweep")
+        hdf5.set_text(file, "format", schema.FORMAT)
         file.attrs["format_version"] = schema.FORMAT_VERSION
-        file.attrs["run_id"] = head.run_id
+        hdf5.set_text(file, "run_id", head.run_id)
         file.attrs["created"] = head.created
-        hdf5.make_dimension(file, "task", 0, coordinate=True, chunk=chunk).attrs["long_name"] = (
-            "row of the task"
-        )
-        names = hdf5.make_variable(file, "task_id", hdf5.TEXT, (file["task"],), chunks=(chunk,), fill="")
-        names.attrs["long_name"] = "name of the task"
+        tasks = hdf5.make_dimension(file, "task", 0, coordinate=True, chunk=chunk)
+        hdf5.set_text(tasks, "long_name", "row of the task")
+        names = hdf5.make_variable(file, "task_id", hdf5.TEXT, (tasks,), chunks=(chunk,), fill="")
+        hdf5.set_text(names, "long_name", "name of the task")
         file.require_group("params")
 
     def begin_epoch(self, columns: ColumnSource | None) -> None:
@@ -115,7 +116,7 @@ class OpenFile:
                 for name, values in columns.columns(start, stop).items():
                     params.write_array(name, kinds[name], present + start, values)
         params.settle()
-        file.attrs["sweep_name"] = hdf5.clean_text(head.sweep_name)
+        hdf5.set_text(file, "sweep_name", hdf5.clean_text(head.sweep_name))
         texts = {
             "spec": head.spec.decode("utf-8", "replace"),
             "sweep_text": head.sweep_text,

@@ -14,23 +14,24 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import h5py
+import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from keystone_mpi.records.store import Kind, hdf5
 from keystone_mpi.records.store.values import BOOL_MISSING, INT_MISSING, describe, safe_name, stored_kind
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _WINDOW_BYTES = 8 << 20
 _CHUNK_BYTES = 256 << 10
 _MAX_RANK = 30
 
 
-@dataclass(frozen=True, slots=True)
-class ArrayItem:
+class ArrayItem(msgspec.Struct, frozen=True):
     """An array for one row, loaded when it is written."""
 
     row: int
@@ -78,8 +79,7 @@ def _part(item: ArrayItem, part: Callable[[NDArray[Any]], NDArray[Any]]) -> NDAr
     return None if whole is None else part(whole)
 
 
-@dataclass(slots=True)
-class _Column:
+class _Column(msgspec.Struct):
     name: str
     kind: Kind
 
@@ -204,7 +204,7 @@ class ArrayGroup:
         )
         describe(dataset, label, kind)
         if name != key:
-            dataset.attrs["array_of"] = hdf5.clean_text(key)
+            hdf5.set_text(dataset, "array_of", hdf5.clean_text(key))
 
     def _grow(self, column: _Column, shape: tuple[int, ...]) -> None:
         dataset = self.group[column.name]

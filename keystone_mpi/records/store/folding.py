@@ -122,17 +122,17 @@ class _Fold:
                 self.state = "complete" if self._opened.all_final() else "interrupted"
         else:
             self._opened.write_in_flight(self._tail)
-        attributes = self.file.attrs
-        attributes["state"] = self.state
-        attributes["state_reason"] = hdf5.clean_text(closed.reason) if closed else ""
-        attributes["closed_state"] = closed.state if closed else ""
-        attributes["generation"] = self.generation
-        attributes["journal_epoch"] = self.head.epoch
-        attributes["journal_offset"] = self.offset
+        file = self.file
+        hdf5.set_text(file, "state", self.state)
+        hdf5.set_text(file, "state_reason", hdf5.clean_text(closed.reason) if closed else "")
+        hdf5.set_text(file, "closed_state", closed.state if closed else "")
+        hdf5.set_text(file, "generation", self.generation)
+        file.attrs["journal_epoch"] = self.head.epoch
+        file.attrs["journal_offset"] = self.offset
         if self._shards.unreadable:
             known = hdf5.attribute(self.file, "unreadable_shards")
             lost = (msgspec.json.decode(known) if known else []) + self._shards.unreadable
-            attributes["unreadable_shards"] = msgspec.json.encode(lost[:1000]).decode()
+            hdf5.set_text(file, "unreadable_shards", msgspec.json.encode(lost[:1000]).decode())
 
     def _read(self, journal_path: Path, offset: int, *, patient: bool) -> None:
         self.offset = batch_start = offset

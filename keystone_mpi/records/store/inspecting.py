@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
+import msgspec
 import numpy as np
 
 from keystone_mpi.core.errors import ClusterError, OutputError
@@ -22,8 +22,7 @@ from keystone_mpi.records.tail import Flight
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
-@dataclass(frozen=True, slots=True)
-class Present:
+class Present(msgspec.Struct, frozen=True):
     """What the visible file says of itself."""
 
     run_id: str

@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import enum
 import math
-from dataclasses import dataclass
+
+import msgspec
 
 from keystone_mpi.core.model import Outcome, TaskState, Why
 
@@ -26,8 +27,7 @@ FORMAT_VERSION = 1
 EPOCH_UNITS = "seconds since 1970-01-01 00:00:00"
 
 
-@dataclass(frozen=True, slots=True)
-class Column:
+class Column(msgspec.Struct, frozen=True):
     """One fixed column of a table."""
 
     name: str
@@ -50,8 +50,7 @@ class Column:
         return math.nan if self.dtype.startswith("f") else 0
 
 
-@dataclass(frozen=True, slots=True)
-class Table:
+class Table(msgspec.Struct, frozen=True):
     """A group whose columns share one dimension."""
 
     group: str

@@ -16,15 +16,16 @@ import math
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import h5py
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from keystone_mpi.records.store import Kind, hdf5
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 INT_MISSING = -(2**63)
 BOOL_MISSING = -1
@@ -117,8 +118,7 @@ def from_array(array: NDArray[Any], kind: Kind) -> list[Any]:
             raise AssertionError(kind)
 
 
-@dataclass(slots=True)
-class _Scalar:
+class _Scalar(msgspec.Struct):
     name: str
     kind: Kind
 
@@ -223,10 +223,10 @@ class ValueGroup:
 
 def describe(dataset: h5py.Dataset, key: str, kind: Kind) -> None:
     """Give a new value dataset its attributes."""
-    dataset.attrs["long_name"] = hdf5.clean_text(key)
-    dataset.attrs["value_type"] = kind
+    hdf5.set_text(dataset, "long_name", hdf5.clean_text(key))
+    hdf5.set_text(dataset, "value_type", kind)
     if dataset.name.rpartition("/")[2] != key:
-        dataset.attrs["key"] = hdf5.clean_text(key)
+        hdf5.set_text(dataset, "key", hdf5.clean_text(key))
     if kind in ("int", "bool"):
         declare_missing(dataset, kind, True)
 
@@ -247,7 +247,7 @@ def declare_missing(dataset: h5py.Dataset, kind: Kind, missing: bool) -> None:
         if kind == "bool":
             hdf5.set_flags(dataset, (("false", 0), ("true", 1)))
     elif kind == "bool":
-        dataset.attrs["dtype"] = "bool"
+        hdf5.set_text(dataset, "dtype", "bool")
 
 
 def stored_kind(dataset: Any) -> Kind | None:

@@ -45,7 +45,11 @@ def main() -> None:
 
 
 def _leave(code: int) -> NoReturn:
-    """Exit; the interpreter's end need not look for cycles in what goes away as a whole."""
+    """Exit; the interpreter's end need not look for cycles in what goes away as a whole.
+
+    Not by os._exit: MPICH takes leave of mpiexec when C's exit handlers run, and mpiexec kills
+    all ranks when one ends without.
+    """
     gc.freeze()
     sys.exit(code)
 
@@ -54,7 +58,7 @@ def _run(promised: Promised) -> int:
     """Be the master of a run: MPI comes up before the command line is read."""
     from keystone_mpi.core.errors import ClusterError
     from keystone_mpi.deferred_numpy import want_one_blas_thread
-    from keystone_mpi.engine.ranks import bring_up
+    from keystone_mpi.engine.bringing_up import bring_up
 
     try:
         ranks = bring_up(promised, fresh=True)

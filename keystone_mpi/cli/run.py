@@ -118,7 +118,7 @@ def command(
     if dry_run:
         _show_plan(sweep, plan_only(sweep, session), session.output_path, slots=slots, smt=smt)
         return EXIT_OK
-    from keystone_mpi.engine.ranks import bring_up
+    from keystone_mpi.engine.bringing_up import bring_up
     from keystone_mpi.engine.run import RunOptions, run_sweep
     from keystone_mpi.execution.environment import launcher_environment
 

@@ -31,10 +31,11 @@ from keystone_mpi.core.errors import ClusterError, InternalError, KeystoneError
 from keystone_mpi.core.events import Event
 from keystone_mpi.core.model import AttemptKey, TaskRequest, TaskState
 from keystone_mpi.core.scheduler import Scheduler
+from keystone_mpi.engine.bringing_up import bring_up
 from keystone_mpi.engine.calls import CallDesk
 from keystone_mpi.engine.owners import FUNCTION_BOOK, FUNCTION_RECIPE, Owner, Resident, SeatOwner, internal
 from keystone_mpi.engine.program_stop import ProgramStop
-from keystone_mpi.engine.ranks import Ranks, bring_up
+from keystone_mpi.engine.ranks import Ranks
 from keystone_mpi.engine.worker_watch import WorkerWatch, part
 from keystone_mpi.engine.workforce import Workforce
 from keystone_mpi.execution.environment import Promised

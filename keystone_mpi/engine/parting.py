@@ -14,6 +14,7 @@ import contextlib
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -26,6 +27,7 @@ ABORT_CODE = 75
 FLUSHED_WITHIN_S = 2.0
 """How long the end by force waits for a terminal or a pipe."""
 GIVEN_UP_WITHIN_S = 10.0
+BUSY_LOOK_S = 0.2
 LOOK_S = 1.0
 """How often at least `meanwhile` is called; it may wait so long itself."""
 
@@ -77,13 +79,22 @@ def attend(
     return results[0]
 
 
-def finalize_in_time(finalize: Callable[[], None], who: str) -> None:
+def finalize_in_time(
+    finalize: Callable[[], None], who: str, busy: Callable[[], bool] = lambda: False
+) -> None:
     """Call MPI_Finalize; a process that waits there for longer than the limit of silence ends itself.
 
-    `finalize` must let other threads of Python run; mpi4py's own does not.
+    Parameters
+    ----------
+    finalize : callable
+        Must let other threads of Python run; mpi4py's own does not.
+    who : str
+        For the message.
+    busy : callable
+        Whether another thread has something to end first; called by a third one.
     """
     limit_s = silence_limit_s()
-    watch = threading.Timer(limit_s, _give_up, (who, limit_s))
+    watch = threading.Timer(limit_s, _give_up, (who, limit_s, busy))
     watch.daemon = True
     watch.start()
     try:
@@ -110,7 +121,9 @@ def flush_streams(text: str = "") -> None:
     thread.join(FLUSHED_WITHIN_S)
 
 
-def _give_up(who: str, limit_s: float) -> None:
+def _give_up(who: str, limit_s: float, busy: Callable[[], bool]) -> None:
+    while busy():
+        time.sleep(BUSY_LOOK_S)
     flush_streams(
         f"keystone-mpi: {who}: MPI did not end within {limit_s:.0f} s, so a node is gone or cut off. "
         "What was acknowledged is safe; run the same command again to see that all is done\n"

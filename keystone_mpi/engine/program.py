@@ -21,13 +21,13 @@ from types import TracebackType
 from typing import Any
 
 from keystone_mpi.core.errors import ClosedError, LauncherMismatchError, RequestError, RunInterruptedError
+from keystone_mpi.engine.bringing_up import bring_up
 from keystone_mpi.engine.call_futures import CallFuture
 from keystone_mpi.engine.end_watch import AllocationEnd
 from keystone_mpi.engine.functions import FunctionTable
 from keystone_mpi.engine.hub import Hub
 from keystone_mpi.engine.program_exit import exit_code_of, leave_interrupted, leave_now
 from keystone_mpi.engine.program_stop import ProgramStop
-from keystone_mpi.engine.ranks import bring_up
 from keystone_mpi.engine.worker import FUNCTION_TOOL
 from keystone_mpi.engine.worker_exit import end_worker_rank
 from keystone_mpi.execution.environment import launcher_environment

@@ -1,13 +1,11 @@
-"""The master's side of its ranks: bringing the transport up, and sending everybody home.
+"""The master's side of its ranks: who is there, and sending everybody home.
 
-Rule: MPI comes up before any file is touched, so that a launcher that does not
-match the library costs nothing, and before the sweep is read, since ranks that
-wait for each other in MPI_Init spin. Launchers and the store process are there
-before MPI_Init: a fork afterwards may break InfiniBand's registered memory.
-What a worker takes is imported where there is one beside the master.
+Rule: a worker is waited for until it has said goodbye or is lost, and MPI ends
+in order only when nobody is lost.
 
-    bring_up --> Ranks.transport (MPI, or threads of this process)
+    Ranks (made by bringing_up.py) --> transport
     farewell (workers stop their launchers) --> last batch, beats both ways --> dismiss (MPI_Finalize)
+                                            '-> or, of a small file, meanwhile
 """
 
 from __future__ import annotations
@@ -19,17 +17,14 @@ from typing import TYPE_CHECKING
 
 from keystone_mpi.engine.liveness import Liveness, silence_limit_s
 from keystone_mpi.engine.parting import ABORT_CODE, finalize_in_time, flush_streams
-from keystone_mpi.engine.store_child import LOAD_REQUEST, StoreChild, fork_store
 from keystone_mpi.execution.environment import Promised
 from keystone_mpi.transport.channel import MasterEnd, Received
-from keystone_mpi.transport.local import LocalHub, LocalMaster
 from keystone_mpi.transport.messages import Beat, Dismissal, Farewell, Goodbye, Hello, WorkerFailed
+from keystone_mpi.transport.waiter import Waiter
 
 if TYPE_CHECKING:
-    from keystone_mpi.execution.launcher_client import LauncherClient
+    from keystone_mpi.engine.store_child import StoreChild
 
-LOCAL_WORKER = 0
-"""Number of the worker beside the master."""
 THREAD_END_S = 5.0
 FAREWELL_S = 20.0
 """How long the workers may take to stop their launchers."""
@@ -54,6 +49,10 @@ class Ranks:
         self._local_worker = local_worker
         self._store = store
         self._dismissed = False
+        self._in_order = True
+        """All workers had said goodbye when they were dismissed."""
+        self._pause = Waiter()
+        """What is waited on when there is no transport any more."""
         self._lost: set[int] = set()
         self._absent = set(transport.workers)
         """Workers that are waited for: they have not said goodbye and are not lost."""
@@ -94,20 +93,37 @@ class Ranks:
         """Return who waits for the dismissal, also without work: everybody who is not lost."""
         return [worker for worker in self.transport.workers if worker not in self._lost]
 
-    def farewell(self, timeout_s: float, notice: Callable[[str], None]) -> None:
-        """Send every worker away and wait for their goodbyes, `timeout_s` at most."""
+    @property
+    def everybody_left(self) -> bool:
+        """All workers have said goodbye, so that MPI can end in order."""
+        return not self._absent and not self._lost
+
+    def wake(self) -> None:
+        """End a wait of `stay`; callable from any thread and from signal handlers."""
+        self.transport.wake()
+        self._pause.wake()
+
+    def begin_farewell(self) -> None:
+        """Send every worker away; `stay` hears their goodbyes, `farewell` waits for them."""
         for worker in self._absent:
             self.transport.send(worker, Farewell())
         now = time.monotonic()
         self._liveness = Liveness(now, silence_limit_s())
         for worker in self.waiting():
             self._liveness.heard(worker, now)
-        deadline = now + timeout_s
+
+    def farewell(self, timeout_s: float, notice: Callable[[str], None]) -> None:
+        """Send every worker away and wait for their goodbyes, `timeout_s` at most."""
+        self.begin_farewell()
+        deadline = time.monotonic() + timeout_s
         while self._absent and time.monotonic() < deadline:
             self.stay(min(0.2, max(0.0, deadline - time.monotonic())), notice)
 
     def stay(self, timeout_s: float, notice: Callable[[str], None]) -> None:
         """Give signs of life to those who wait for the end, and look for theirs, for `timeout_s` at most."""
+        if self._dismissed:
+            self._pause.wait(timeout_s)
+            return
         now = time.monotonic()
         if self._liveness.beat_due(now):
             for worker in self.waiting():
@@ -137,22 +153,28 @@ class Ranks:
             case _:
                 return  # late news of attempts that the journal calls interrupted
 
-    def dismiss(self) -> bool:
-        """Leave MPI together; False when some worker had not said goodbye and was ended by force."""
+    def dismiss(self, busy: Callable[[], bool] = lambda: False) -> bool:
+        """Leave MPI together; False when some worker had not said goodbye and was ended by force.
+
+        `busy` tells whether this process still has something else to end; see `finalize_in_time`.
+        Doing it again does nothing.
+        """
+        if self._dismissed:
+            return self._in_order
         self._dismissed = True
-        everybody = not self._absent and not self._lost
+        self._in_order = self.everybody_left
         for worker in self.transport.workers:
             self.transport.send(worker, Dismissal())
         if self._local_worker is not None:
             self._local_worker.join(THREAD_END_S)
         self.transport.close()
-        if everybody and self._finalize is not None:
-            finalize_in_time(self._finalize, "rank 0")
+        if self._in_order and self._finalize is not None:
+            finalize_in_time(self._finalize, "rank 0", busy)
         elif self._abort is not None:
             # MPI_Finalize would wait for ever for a rank that is gone.
             flush_streams()
             self._abort(ABORT_CODE)
-        return everybody
+        return self._in_order
 
     def close(self) -> None:
         """Send home whoever is still there; after an orderly end nobody is."""
@@ -162,86 +184,4 @@ class Ranks:
         if not self._dismissed:
             self.farewell(FAREWELL_S, lambda _text: None)
             self.dismiss()
-
-
-def bring_up(promised: Promised, *, fresh: bool = False) -> Ranks:
-    """Connect the master to its workers; starts one beside it where its node has no other.
-
-    Parameters
-    ----------
-    promised : Promised
-        What the launcher said.
-    fresh : bool
-        This process is a sweep's master and has done nothing else so far: the
-        store process, and a launcher beside it, are forked from it.
-
-    Raises
-    ------
-    LauncherMismatchError
-        See `transport.mpi.MpiWorld`.
-    ClusterError
-        The launcher of the worker beside the master cannot be started.
-    """
-    child = _fork_store() if fresh else None
-    try:
-        ranks = _connect(promised, child, fresh=fresh)
-    except BaseException:
-        if child is not None:
-            child.end()
-        raise
-    if child is not None:
-        # Not before: three processes that start on two cores are in each other's way.
-        child.ask(LOAD_REQUEST)
-    return ranks
-
-
-def _fork_store() -> StoreChild | None:
-    try:
-        return fork_store()
-    except OSError:
-        return None  # another is started later, when there may be room for it
-
-
-def _connect(promised: Promised, store: StoreChild | None, *, fresh: bool) -> Ranks:
-    if promised.launcher is None:
-        launcher = _start_launcher(fork=fresh)
-        transport = LocalMaster()
-        local_worker = _start_local_worker(transport.hub, launcher)
-        return Ranks(promised, transport, None, None, local_worker, store)
-    from keystone_mpi.transport.mpi import MpiMaster, MpiWorld
-
-    early = _start_launcher(fork=fresh) if promised.size == 1 or promised.local_size in (None, 1) else None
-    try:
-        world = MpiWorld(promised.size, ours=fresh)
-    except BaseException:
-        if early is not None:
-            early.close()
-        raise
-    place = world.node_place()
-    master = MpiMaster(world)
-    beside = None
-    if place.master_alone:
-        beside = _start_local_worker(master.hub, early or _start_launcher())
-    elif early is not None:
-        early.close()
-    return Ranks(promised, master, world.finalize, world.abort, beside, store)
-
-
-def _start_launcher(*, fork: bool = False) -> LauncherClient:
-    from keystone_mpi.execution.launcher_client import LauncherClient
-
-    launcher = LauncherClient()
-    launcher.start(fork=fork)
-    return launcher
-
-
-def _start_local_worker(hub: LocalHub, launcher: LauncherClient) -> threading.Thread:
-    from keystone_mpi.engine.worker import Worker
-    from keystone_mpi.execution.slots import detect
-
-    worker = Worker(
-        hub.connect(LOCAL_WORKER), launcher, rank=0, resources=detect(), local_index=0, local_workers=1
-    )
-    thread = threading.Thread(target=worker.serve, name="keystone-worker", daemon=True)
-    thread.start()
-    return thread
+        self._pause.close()

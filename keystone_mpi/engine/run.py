@@ -4,8 +4,9 @@ Rule: parts are made here and nowhere else, in the order that safety asks for:
 the transport before any file is touched, the lease before anything of an
 earlier start, everything that can be refused before the first write.
 
-    bring_up (ranks.py) --> open_session --> journal, store process --> Scheduler --> Master.run
+    bring_up --> open_session --> journal, store process --> Scheduler --> Master.run
     end:  farewell --> last batch of the file --> dismissal (MPI_Finalize)
+          side by side, when nothing can run any more and the file is small
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from keystone_mpi.engine.observer import RunClosing, RunInfo, RunObserver
 from keystone_mpi.engine.ranks import FAREWELL_S, Ranks
 from keystone_mpi.engine.session import LeftToNextStart, Session, SessionOptions, open_session
 from keystone_mpi.engine.stopping import Deadline, StopRequests
+from keystone_mpi.engine.store_client import SMALL_FILE_TASKS
 from keystone_mpi.engine.workforce import Workforce
 from keystone_mpi.execution.environment import Promised
 from keystone_mpi.execution.slots import allocation_cpus
@@ -131,7 +133,7 @@ def _run(
         with (
             StopRequests(
                 session.output_path,
-                ranks.transport.wake,
+                ranks.wake,
                 first_means_now=ranks.promised.launcher == "openmpi",
                 under_launcher=ranks.promised.launcher is not None,
                 deadline=options.deadline,
@@ -187,14 +189,17 @@ def _close(
     stop: StopRequests,
     ranks: Ranks,
 ) -> RunClosing:
-    """End a run that the scheduler finished: the workers' launchers first, then the file."""
+    """End a run that the scheduler finished: what may still run first, then the file."""
     if finish.reason == FinishReason.NO_WORKERS:
         observer.notice("no worker is left that could run the rest")
     elif finish.reason == FinishReason.WALLTIME:
         observer.notice("what is left is not expected to end before the allocation does")
-    ranks.farewell(FAREWELL_S, observer.notice)
-    master.drain_acknowledgements(SYNC_S)
     complete = finish.reason == FinishReason.COMPLETE
+    if complete:
+        ranks.begin_farewell()  # nothing runs: there is no need to wait before the file is written
+    else:
+        ranks.farewell(FAREWELL_S, observer.notice)
+    master.drain_acknowledgements(SYNC_S)
     state = "complete" if complete else "interrupted"
     reason = "" if complete else (stop.reason or str(finish.reason))
     if master.refusal:
@@ -203,9 +208,10 @@ def _close(
         state=state,
         reason=reason,
         timeout_s=LAST_BATCH_S,
-        meanwhile=_patience(master, stop, observer),
-        wake=ranks.transport.wake,
+        meanwhile=_meanwhile(session, master, stop, observer, ranks),
+        wake=ranks.wake,
     )
+    ranks.farewell(FAREWELL_S, observer.notice)
     for notice in session.notices_of_file:
         observer.notice(notice)
     if not problem:
@@ -228,13 +234,23 @@ def _close(
     )
 
 
-def _patience(master: Master, stop: StopRequests, observer: RunObserver) -> Callable[[float], None]:
-    """Return what the master does while the last batch is written; a person need not wait for that."""
+def _meanwhile(
+    session: Session, master: Master, stop: StopRequests, observer: RunObserver, ranks: Ranks
+) -> Callable[[float], None]:
+    """Return what the master does while the last batch is written; a person need not wait for that.
+
+    MPI ends meanwhile where that is over soon: a launcher may give the last rank little time after
+    the others have ended (Slurm's WaitTime).
+    """
     pressed_before = stop.presses
     told = False
+    is_small = session.plan.task_count <= SMALL_FILE_TASKS
 
     def wait(timeout_s: float) -> None:
         nonlocal told
+        if is_small and ranks.everybody_left:
+            observer.flush(SAID_S)  # the end of MPI may be the end of this process
+            ranks.dismiss(session.is_writing)
         master.stay(timeout_s)
         pressed = stop.presses - pressed_before
         if pressed >= 2 or stop.grace_is_over:

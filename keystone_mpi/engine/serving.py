@@ -39,16 +39,17 @@ def serve_as_worker(promised: Promised, *, fresh: bool = False) -> None:
         trouble = ""
     except ClusterError as error:
         trouble = str(error)
-    from keystone_mpi.transport.mpi import MpiWorkerEnd, MpiWorld
+    from keystone_mpi.transport.world import MpiWorld
 
     try:
-        world = MpiWorld(promised.size, ours=fresh)
+        world = MpiWorld(promised.size, promised.local_size, ours=fresh)
     except LauncherMismatchError:
         launcher.close()
         raise
     # While rank 0 reads the sweep: until here it waited for this rank.
     from keystone_mpi.engine.worker import Worker
     from keystone_mpi.execution.slots import detect
+    from keystone_mpi.transport.mpi import MpiWorkerEnd
 
     place = world.node_place()
     settle_collector()

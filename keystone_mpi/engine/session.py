@@ -220,6 +220,10 @@ class Session:
         self.notices_of_file += result.notices
         return result.problem
 
+    def is_writing(self) -> bool:
+        """Tell whether the last batch is being written, by another thread."""
+        return self.store is not None and self.store.is_writing
+
     def abandon(self) -> None:
         """Leave at once after an error: the journal keeps what it has, the next start goes on."""
         if self.store is not None:

@@ -15,6 +15,7 @@ is left for the end of a short run is little.
 from __future__ import annotations
 
 import os
+import platform
 import select
 import signal
 import sys
@@ -30,7 +31,7 @@ from keystone_mpi.deferred_numpy import load_numpy
 from keystone_mpi.engine.collector import settle_collector
 from keystone_mpi.engine.columns import columns_from_spec
 from keystone_mpi.engine.store_child import FINAL_REQUEST, FOLLOW_REQUEST, LOAD_REQUEST
-from keystone_mpi.engine.store_client import START_AFTER_S, BatchResult
+from keystone_mpi.engine.store_client import SMALL_FILE_TASKS, START_AFTER_S, BatchResult
 from keystone_mpi.execution.forking import STORE_NAME, name_process
 from keystone_mpi.records.journal import journal_path, read_head
 from keystone_mpi.records.store import finish, fold
@@ -41,8 +42,6 @@ if TYPE_CHECKING:
     from keystone_mpi.records.entries import RunOpened
     from keystone_mpi.records.store import ColumnSource
 
-EAGER_TASKS = 100_000
-"""A file of so many rows is made at once, so that a short run finds it at its end; a larger one waits."""
 FIRST_LOOK_S = 0.005
 SHORTEST_PAUSE_S = 1.0
 DUTY_FACTOR = 20.0
@@ -122,7 +121,11 @@ def _serve(requests: _Requests, output_path: Path) -> None:
         if head is None:
             pause_s = min(2.0 * pause_s, SHORTEST_PAUSE_S)
             continue
-        if folded_bytes < 0 and head.task_count > EAGER_TASKS and time.time() < head.opened + START_AFTER_S:
+        if (
+            folded_bytes < 0
+            and head.task_count > SMALL_FILE_TASKS
+            and time.time() < head.opened + START_AFTER_S
+        ):
             pause_s = START_AFTER_S
             continue
         size_bytes = folder.journal_path.stat().st_size
@@ -139,6 +142,8 @@ def _serve(requests: _Requests, output_path: Path) -> None:
 
 def _load() -> None:
     """Import what `Folder.fold` needs."""
+    # h5py asks for the processor's name, for which Python would search PATH and start `uname`.
+    vars(platform.uname()).setdefault("processor", "")
     load_numpy()
     import keystone_mpi.records.store.folding  # noqa: F401 - h5py, while the master does other things
 

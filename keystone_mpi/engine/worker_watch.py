@@ -104,6 +104,7 @@ def part(ranks: Ranks, notice: Callable[[str], None], ended: Callable[[], None])
         held.wait(notice)
     if not ranks.dismiss():
         notice("some workers did not say goodbye; MPI was ended by force")
+    ranks.close()
 
 
 class _Held:

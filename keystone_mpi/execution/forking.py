@@ -14,6 +14,7 @@ import contextlib
 import fcntl
 import math
 import os
+import select
 import signal
 import subprocess
 import threading
@@ -31,6 +32,7 @@ KEPT_FD = 3
 _OUT_OF_THE_WAY = 16
 _SHORTEST_LOOK_S = 0.0005
 _LONGEST_LOOK_S = 0.02
+_LONGEST_WAIT_S = 60.0
 
 
 class ForkedProcess:
@@ -62,15 +64,31 @@ class ForkedProcess:
             It lives on.
         """
         until = math.inf if timeout is None else time.monotonic() + timeout
-        pause_s = _SHORTEST_LOOK_S
-        while (code := self.poll()) is None:
-            left_s = until - time.monotonic()
-            if left_s <= 0:
-                raise subprocess.TimeoutExpired(self._name, timeout or 0.0)
-            # Not every Python has pidfd_open; nobody waits long here.
-            time.sleep(min(pause_s, left_s))
-            pause_s = min(2.0 * pause_s, _LONGEST_LOOK_S)
-        return code
+        with contextlib.ExitStack() as stack:
+            end: select.poll | None = None
+            pause_s = _SHORTEST_LOOK_S
+            while (code := self.poll()) is None:
+                left_s = until - time.monotonic()
+                if left_s <= 0:
+                    raise subprocess.TimeoutExpired(self._name, timeout or 0.0)
+                end = end or self._watch_end(stack)
+                if end is not None:
+                    end.poll(math.ceil(min(left_s, _LONGEST_WAIT_S) * 1000))
+                else:
+                    time.sleep(min(pause_s, left_s))
+                    pause_s = min(2.0 * pause_s, _LONGEST_LOOK_S)
+            return code
+
+    def _watch_end(self, stack: contextlib.ExitStack) -> select.poll | None:
+        """Return what becomes ready when it ends; None where Python or the kernel has no such thing."""
+        try:
+            pidfd = os.pidfd_open(self.pid)
+        except (AttributeError, OSError):
+            return None
+        stack.callback(os.close, pidfd)
+        poller = select.poll()
+        poller.register(pidfd, select.POLLIN)
+        return poller
 
     def _look(self) -> int | None:
         if self._code is None:

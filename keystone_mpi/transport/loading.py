@@ -1,7 +1,10 @@
-"""How the MPI library is loaded into a process that only carries our messages.
+"""How the MPI library is loaded and started in a process that only carries our messages.
 
-Rule: variables are set for the time of the loading and not left for solvers;
-what the user has set stays as it is.
+Rule: variables are set for that time and not left for solvers; what the user
+has set stays as it is.
+
+    no_memory_hooks    UCX_MEM_EVENTS=no   around loading and MPI_Init
+    within_one_node    UCX_TLS=self,sm     around MPI_Init, where every rank is on this node
 
 UCX, below MPICH's and Open MPI's wheels, patches mmap, munmap and their like in
 libc when it is loaded, so that a cache of memory registered for RDMA hears of
@@ -9,6 +12,9 @@ memory that goes away. Waiting until no thread is inside what it patches takes
 it a third of the time that MPI needs to start, and our messages are too few and
 too small for such a cache: without the hooks UCX does without it. Slurm's
 mpi/pmix plugin does the same. (UCX, src/ucm/README: UCX_MEM_EVENTS)
+
+Ranks of one node need no network: asking every interface what it can do takes
+as long again, and leaves each rank with a listening TCP socket.
 """
 
 from __future__ import annotations
@@ -16,11 +22,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, MutableMapping
 
-_MEMORY_HOOKS = "UCX_MEM_EVENTS"
 
-
-@contextlib.contextmanager
-def no_memory_hooks(environ: MutableMapping[str, str]) -> Iterator[None]:
+def no_memory_hooks(environ: MutableMapping[str, str]) -> contextlib.AbstractContextManager[None]:
     """Load an MPI library meanwhile, and UCX leaves libc alone.
 
     Parameters
@@ -28,11 +31,21 @@ def no_memory_hooks(environ: MutableMapping[str, str]) -> Iterator[None]:
     environ : mutable mapping
         The process's variables, which must be what C code sees; as before afterwards.
     """
-    if _MEMORY_HOOKS in environ:
+    return _unless_set(environ, "UCX_MEM_EVENTS", "no")
+
+
+def within_one_node(environ: MutableMapping[str, str]) -> contextlib.AbstractContextManager[None]:
+    """Start MPI meanwhile, and UCX carries messages through shared memory only; see `no_memory_hooks`."""
+    return _unless_set(environ, "UCX_TLS", "self,sm")
+
+
+@contextlib.contextmanager
+def _unless_set(environ: MutableMapping[str, str], name: str, value: str) -> Iterator[None]:
+    if name in environ:
         yield
         return
-    environ[_MEMORY_HOOKS] = "no"
+    environ[name] = value
     try:
         yield
     finally:
-        del environ[_MEMORY_HOOKS]
+        del environ[name]

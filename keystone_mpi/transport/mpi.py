@@ -1,4 +1,4 @@
-"""The transport under mpiexec and srun; the only module that imports mpi4py.
+"""The transport under mpiexec and srun.
 
 Rule: an idle rank sleeps. No call blocks inside MPI: receives are matched
 probes with adaptive back-off, sends are non-blocking and their buffers live
@@ -15,17 +15,11 @@ stacks whose matched probe is broken.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import os
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import msgspec
-
-from keystone_mpi.core.errors import LauncherMismatchError
 from keystone_mpi.transport.channel import (
     Delivered,
     Received,
@@ -35,15 +29,12 @@ from keystone_mpi.transport.channel import (
     split_parts,
     with_parts,
 )
-from keystone_mpi.transport.loading import no_memory_hooks
 from keystone_mpi.transport.local import LocalHub
-from keystone_mpi.transport.matching import known_mismatch, needs_short_requests, way_out
 from keystone_mpi.transport.messages import FromWorker, ToWorker
-from keystone_mpi.transport.pmi_relay import short_requests
 from keystone_mpi.transport.waiter import Waiter
+from keystone_mpi.transport.world import MASTER_RANK, MpiWorld
 
 TAG = 17
-MASTER_RANK = 0
 SHORTEST_SLEEP_S = 50e-6
 UNHURRIED_SLEEP_S = 2e-3
 """Of a rank that holds work: nothing that can come is urgent, and each look disturbs a solver."""
@@ -58,126 +49,6 @@ QUIET_AFTER_S = 10.0
 def _buffer(part: Any) -> Any:
     """Return the memory of a part, which may be a block that carries its memory along."""
     return getattr(part, "view", part)
-
-
-class NodePlace(msgspec.Struct, frozen=True):
-    """Where a rank stands among the workers of its node."""
-
-    index: int
-    """Position among the node's workers; -1 for a master that has workers on its node."""
-    workers: int
-    master_alone: bool
-
-
-class MpiWorld:
-    """An initialised MPI and its world communicator.
-
-    Parameters
-    ----------
-    promised_size : int or None
-        How many ranks the launcher's environment promises; None when it does
-        not say.
-    ours : bool
-        No other code of this process speaks MPI: it is set up for few and small messages.
-
-    Raises
-    ------
-    LauncherMismatchError
-        mpi4py cannot be imported or initialised, or finds another number of
-        ranks than the launcher started.
-    """
-
-    def __init__(self, promised_size: int | None, *, ours: bool = False) -> None:
-        try:
-            import mpi4py
-
-            # Started and ended by us: a library that aborts in MPI_Init must be found out before, and a
-            # failing rank must be able to leave without hanging in an exit hook.
-            mpi4py.rc.initialize = False
-            mpi4py.rc.finalize = False
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", RuntimeWarning)  # "suspicious environment": told below
-                with no_memory_hooks(os.environ) if ours else contextlib.nullcontext():
-                    from mpi4py import MPI
-
-                version = MPI.Get_library_version()
-                library = version.strip().splitlines()[0].strip("\x00 ")
-                problem = known_mismatch(version, os.environ)
-                if problem:  # MPI_Init would abort the process
-                    raise LauncherMismatchError(
-                        f"{problem}, but the MPI library is {library}. {way_out(version, os.environ)}"
-                    )
-                self.initialised_before = bool(MPI.Is_initialized())
-                """By the program that we serve: it ends MPI, too."""
-                if not self.initialised_before:
-                    relayed = needs_short_requests(version, os.environ)
-                    with short_requests(os.environ) if relayed else contextlib.nullcontext():
-                        MPI.Init_thread(MPI.THREAD_SERIALIZED)
-                elif MPI.Query_thread() < MPI.THREAD_SERIALIZED and not MPI.Is_thread_main():
-                    raise LauncherMismatchError(
-                        "MPI was initialised without the thread level that keystone_mpi needs "
-                        "(MPI_THREAD_SERIALIZED): do not set mpi4py.rc.threads or rc.thread_level, or start "
-                        "the program with python -m keystone_mpi"
-                    )
-        except (ImportError, RuntimeError) as error:
-            first_line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-            raise LauncherMismatchError(
-                f"started by an MPI launcher, but no MPI library can be loaded: {first_line} "
-                "(install one: pip install 'keystone_mpi[mpich]', or load your site's MPI module; "
-                "keystone-mpi doctor tells more)"
-            ) from error
-        self.library: str = library
-        self._mpi: Any = MPI
-        self.comm: Any = MPI.COMM_WORLD
-        self.rank: int = self.comm.Get_rank()
-        self.size: int = self.comm.Get_size()
-        self.comm.Set_errhandler(MPI.ERRORS_RETURN)
-        if promised_size is not None and promised_size != self.size:
-            raise LauncherMismatchError(
-                f"the launcher started {promised_size} ranks, but the MPI library ({self.library}) sees "
-                f"{self.size}: they do not belong together. {way_out(library, os.environ)}"
-            )
-
-    def node_place(self) -> NodePlace:
-        """Find the ranks that share this node; collective, every rank calls it."""
-        node = self.comm.Split_type(self._mpi.COMM_TYPE_SHARED)
-        try:
-            local_size = node.Get_size()
-            local_ranks: list[int] = node.Get_group().Translate_ranks(
-                list(range(local_size)), self.comm.Get_group()
-            )
-        finally:
-            node.Free()
-        workers = sorted(rank for rank in local_ranks if rank != MASTER_RANK)
-        if not workers:
-            # A node whose only rank is the master gets a worker beside it.
-            return NodePlace(index=0, workers=1, master_alone=True)
-        index = workers.index(self.rank) if self.rank in workers else -1
-        return NodePlace(index=index, workers=len(workers), master_alone=False)
-
-    def finalize(self) -> None:
-        """End MPI; every rank calls this."""
-        if self.initialised_before:
-            return  # mpi4py's own exit hook does it
-        if self._mpi.Is_initialized() and not self._mpi.Is_finalized():
-            _finalize_of(self._mpi)()
-
-    def abort(self, code: int) -> None:
-        """End all ranks at once."""
-        self.comm.Abort(code)
-
-
-def _finalize_of(mpi: Any) -> Callable[[], object]:
-    """Return MPI_Finalize, called so that other threads of Python run: one watches how long it takes.
-
-    mpi4py keeps the interpreter's lock in its own call.
-    """
-    try:
-        finalize = ctypes.CDLL(mpi.__file__).MPI_Finalize
-    except (OSError, AttributeError):  # an mpi4py that finds its library in another way
-        return mpi.Finalize  # type: ignore[no-any-return] # `mpi` is a module that is imported late
-    finalize.restype = ctypes.c_int
-    return finalize
 
 
 class _Port:

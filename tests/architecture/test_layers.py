@@ -41,7 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 FROM_TOOLS_ONLY = {"transport": {"keystone_mpi.tools.recipe"}}
 """Folders that may import only these modules of tools."""
 
-MPI4PY_MODULES = {"transport/mpi"}
+MPI4PY_MODULES = {"transport/world"}
 H5PY_MODULES = {"records/store", "analysis"}
 
 CORE_FORBIDDEN = {

@@ -135,7 +135,7 @@ def test_mpi_that_does_not_end_is_left() -> None:
 FINALIZE = """
 import sys, time
 from keystone_mpi.engine.parting import finalize_in_time
-from keystone_mpi.transport.mpi import MpiWorld
+from keystone_mpi.transport.world import MpiWorld
 world = MpiWorld(None)
 if world.rank == 1:
     time.sleep(120)

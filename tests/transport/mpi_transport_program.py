@@ -16,7 +16,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from transport_conformance import TransportConformance, collect, serve_echo
 
 from keystone_mpi.transport.messages import Farewell
-from keystone_mpi.transport.mpi import MpiMaster, MpiWorkerEnd, MpiWorld
+from keystone_mpi.transport.mpi import MpiMaster, MpiWorkerEnd
+from keystone_mpi.transport.world import MpiWorld
 
 WORLD: MpiWorld | None = None
 
@@ -48,6 +49,7 @@ def main() -> int:
     this.WORLD = MpiWorld(promised_size=None)
     place = this.WORLD.node_place()
     assert place.workers == this.WORLD.size - 1, place
+    assert this.WORLD.node_place(local_size=this.WORLD.size) == place
     code = 0
     if this.WORLD.rank == 0:
         code = int(pytest.main(["-q", "-p", "no:cacheprovider", "--noconftest", "-c", "/dev/null", __file__]))

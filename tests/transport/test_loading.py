@@ -18,7 +18,7 @@ def code(name):
 
 names = ("mmap", "munmap", "madvise", "brk")
 before = [code(name) for name in names]
-from keystone_mpi.transport.mpi import MpiWorld
+from keystone_mpi.transport.world import MpiWorld
 world = MpiWorld(None, ours=True)
 assert world.size == 1
 assert [code(name) for name in names] == before, "libc was patched"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -27,6 +28,9 @@ class Transport:
     def receive(self, timeout_s: float) -> list[Received]:
         received, self.inbox = self.inbox, []
         return received
+
+    def wake(self) -> None:
+        """Nobody waits in `receive`."""
 
     def close(self) -> None:
         """Nothing is open."""
@@ -64,6 +68,26 @@ def test_in_order(ends: Ends) -> None:
         ends.said(worker, Goodbye(0))
     ends.ranks.farewell(1.0, print)
     assert ends.ranks.dismiss()
+    assert ends.how == ["finalize"]
+
+
+def test_mpi_may_end_while_something_else_is_waited_for(ends: Ends) -> None:
+    ends.ranks.begin_farewell()
+    assert ends.farewells(0) == ends.farewells(1) == 1
+    assert not ends.ranks.everybody_left
+    for worker in (0, 1):
+        ends.said(worker, Goodbye(0))
+    assert ends.ranks.everybody_left
+    assert ends.ranks.dismiss()
+    ends.ranks.wake()
+    began = time.monotonic()
+    ends.ranks.stay(30.0, print)
+    assert time.monotonic() - began < 10.0, "woken before it waited: it need not wait"
+    ends.transport.inbox.append(Received(0, Beat()))
+    ends.ranks.stay(0.0, print)
+    assert ends.transport.inbox, "nothing is received when MPI is gone"
+    assert ends.ranks.dismiss()
+    ends.ranks.close()
     assert ends.how == ["finalize"]
 
 

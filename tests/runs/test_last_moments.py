@@ -21,15 +21,26 @@ pytestmark = pytest.mark.multirank
 SILENCE_S = 3.0
 TASKS = 12
 
+EVERY_FILE_IS_LARGE = """
+from keystone_mpi.engine import store_client
+store_client.SMALL_FILE_TASKS = 0
+from keystone_mpi.cli.entry import main
+main()
+"""
+"""A keystone-mpi that keeps its workers until the file is written, which it does for large ones."""
+
 
 class Parting:
     """A run whose workers have said goodbye while its last batch is being written."""
 
-    def __init__(self, mpiexec, folder: Path, wait_until) -> None:  # type: ignore[no-untyped-def]
+    def __init__(self, mpiexec, folder: Path, wait_until, *, large: bool) -> None:  # type: ignore[no-untyped-def]
         self.sweep = write_sweep(folder, shell("sleep 1.5"), f"x = {{ range = [0, {TASKS}, 1] }}")
         self.path = folder / "demo.h5"
+        program = folder / "keystone-mpi"
+        program.write_text(EVERY_FILE_IS_LARGE)
+        command = [sys.executable, program] if large else ["keystone-mpi"]
         self.job = mpiexec.start(
-            ["keystone-mpi", "run", self.sweep, "--slots", "4"], n=3, env={"KEYSTONE_SILENCE": str(SILENCE_S)}
+            [*command, "run", self.sweep, "--slots", "4"], n=3, env={"KEYSTONE_SILENCE": str(SILENCE_S)}
         )
         wait_until(lambda: bool(self.all("solver")), timeout_s=30)
         (self.store,) = self.all("store")
@@ -51,9 +62,52 @@ class Parting:
 
 @pytest.fixture
 def parting(mpiexec, tmp_path: Path, wait_until):  # type: ignore[no-untyped-def]
-    made = Parting(mpiexec, tmp_path, wait_until)
+    made = Parting(mpiexec, tmp_path, wait_until, large=True)
     yield made
     made.end()
+
+
+@pytest.fixture
+def alone(mpiexec, tmp_path: Path, wait_until):  # type: ignore[no-untyped-def]
+    """Rank 0 with a small file: the others have left MPI and are gone."""
+    made = Parting(mpiexec, tmp_path, wait_until, large=False)
+    wait_until(lambda: not made.all("worker"), timeout_s=30)
+    yield made
+    made.end()
+
+
+def test_mpi_ends_while_a_small_file_is_written(alone: Parting) -> None:
+    lease = alone.path.with_name("demo.h5.lease")
+    os.utime(lease, (time.time() - 50, time.time() - 50))
+    time.sleep(3 * SILENCE_S)
+    assert alone.all("master") == [alone.master]
+    assert time.time() - lease.stat().st_mtime < 10, "another host would take the run over"
+    kill(alone.store, signal.SIGCONT)
+    done = alone.job.wait(30).check(0)
+    assert "12 of 12 tasks succeeded" in done.stdout
+    assert states(alone.path) == ["SUCCESS"] * TASKS
+    assert not list(alone.path.parent.glob("demo.h5.*"))
+
+
+def test_the_last_rank_need_not_be_waited_for(alone: Parting, mpiexec, wait_until) -> None:
+    kill(alone.master, signal.SIGTERM)
+    wait_until(lambda: "once more, and the next start writes it" in alone.job.output_so_far(), timeout_s=10)
+    time.sleep(0.5)
+    kill(alone.master, signal.SIGTERM)
+    alone.job.wait(15).check(75)
+    mpiexec(["keystone-mpi", "run", alone.sweep, "--slots", "4"], n=3).check(0)
+    assert states(alone.path) == ["SUCCESS"] * TASKS
+
+
+def test_the_last_rank_may_be_killed(alone: Parting, mpiexec) -> None:
+    kill(alone.master)
+    alone.end()
+    done = alone.job.wait(30)
+    assert not done.timed_out, done.output
+    assert done.returncode != 0, done.output
+    again = mpiexec(["keystone-mpi", "run", alone.sweep, "--slots", "4"], n=3).check(0)
+    assert "nothing to do" in again.stdout
+    assert states(alone.path) == ["SUCCESS"] * TASKS
 
 
 def test_workers_leave_a_master_that_freezes_after_the_farewell(
@@ -152,6 +206,27 @@ def test_the_real_mpi_finalize_can_be_left(mpiexec, tmp_path: Path) -> None:
     assert not done.timed_out, done.output
     assert done.returncode != 0
     assert "rank 0: MPI did not end within 3 s" in done.output
+
+
+def test_the_end_by_force_waits_for_what_else_is_at_work() -> None:
+    code = (
+        "import time\nfrom keystone_mpi.engine.parting import finalize_in_time\n"
+        "ends = time.monotonic() + 5\n"
+        "def busy():\n    print('looked', flush=True)\n    return time.monotonic() < ends\n"
+        "finalize_in_time(lambda: time.sleep(60), 'rank 0', busy)\n"
+    )
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "KEYSTONE_SILENCE": str(SILENCE_S)},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 75, done.stderr
+    assert done.stdout.count("looked") > 1
+    assert time.monotonic() - began >= 5
 
 
 def test_work_that_nobody_waits_for_is_given_up(tmp_path: Path) -> None:

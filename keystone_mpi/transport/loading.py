@@ -8,13 +8,13 @@ has set stays as it is.
 
 UCX, below MPICH's and Open MPI's wheels, patches mmap, munmap and their like in
 libc when it is loaded, so that a cache of memory registered for RDMA hears of
-memory that goes away. Waiting until no thread is inside what it patches takes
-it a third of the time that MPI needs to start, and our messages are too few and
-too small for such a cache: without the hooks UCX does without it. Slurm's
-mpi/pmix plugin does the same. (UCX, src/ucm/README: UCX_MEM_EVENTS)
+memory that goes away. It waits 5 ms for each function that it patches, in a
+loop, until no thread can be inside it. Our messages are too few and too small
+for such a cache, and without the hooks UCX does without it; Slurm's mpi/pmix
+plugin loads UCX in the same way.
 
-Ranks of one node need no network: asking every interface what it can do takes
-as long again, and leaves each rank with a listening TCP socket.
+Ranks of one node need no network: UCX would ask every interface what it can do,
+and leave each rank with a TCP socket that listens.
 """
 
 from __future__ import annotations

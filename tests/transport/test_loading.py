@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -51,3 +52,40 @@ def test_libc_stays_as_it_is_in_a_rank_of_ours() -> None:
         [sys.executable, "-c", LOAD], env=environ, capture_output=True, text=True, timeout=60, check=False
     )
     assert done.stdout == "sound\n", done.stderr
+
+
+LISTEN = """
+import os
+from pathlib import Path
+
+def listening():
+    inodes = {
+        line.split()[9]
+        for table in ("tcp", "tcp6")
+        for line in Path("/proc/net", table).read_text().splitlines()[1:]
+        if line.split()[3] == "0A"
+    }
+    mine = {os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if int(fd) > 2 and
+            os.path.exists(f"/proc/self/fd/{fd}")}
+    return {inode for inode in inodes if f"socket:[{inode}]" in mine}
+
+before = listening()
+from keystone_mpi.execution.environment import launcher_environment
+from keystone_mpi.transport.world import MpiWorld
+promised = launcher_environment()
+world = MpiWorld(promised.size, promised.local_size, ours=True)
+assert world.size == promised.local_size == 2
+if world.rank == 0:
+    world.comm.send("x" * 300_000, 1)
+else:
+    assert len(world.comm.recv()) == 300_000
+print("opened", len(listening() - before))
+world.finalize()
+"""
+
+
+def test_ranks_of_one_node_open_no_port(mpiexec, tmp_path: Path) -> None:
+    """Of MPICH's: this runs in its environment alone."""
+    (tmp_path / "program.py").write_text(LISTEN)
+    done = mpiexec([sys.executable, tmp_path / "program.py"], n=2).check(0)
+    assert done.stdout.count("opened 0") == 2, done.stdout

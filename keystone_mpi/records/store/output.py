@@ -71,9 +71,8 @@ class OutputGroup:
             dataset = hdf5.make_variable(
                 group, stream, "u1", (dimension,), chunks=(_CHUNK_BYTES,), fill=0, compress=True
             )
-            dataset.attrs["long_name"] = (
-                f"{stream} of attempts, one after the other; see attempts/{stream}_kept_offset"
-            )
+            meaning = f"{stream} of attempts, one after the other; see attempts/{stream}_kept_offset"
+            hdf5.set_text(dataset, "long_name", meaning)
         else:
             hdf5.resize_dimension(group[name], self._length[stream])
             group[stream].resize(self._length[stream], axis=0)

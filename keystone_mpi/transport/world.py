@@ -116,6 +116,9 @@ class MpiWorld:
         """Find the ranks that share this node; collective, every rank calls it."""
         if self._one_node and self.size > 1:  # nobody need be asked
             return NodePlace(index=self.rank - 1, workers=self.size - 1, master_alone=False)
+        return self._asked_place()
+
+    def _asked_place(self) -> NodePlace:
         node = self.comm.Split_type(self._mpi.COMM_TYPE_SHARED)
         try:
             local_size = node.Get_size()

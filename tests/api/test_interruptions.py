@@ -137,7 +137,12 @@ def test_a_changed_time_limit_is_followed(run: Callable[..., Any], folder: Path,
     }
     done = run(source, "plain", env=environment).check(75)
     assert "the time limit was changed: the allocation ends in 0 min" in done.stderr
-    assert "(the allocation is about to end)" in done.stderr
+    # Nothing can end before then, and then is now: either may be noticed first.
+    reasons = (
+        "(the allocation is about to end)",
+        "(the allocation ends, and nothing that is left is expected",
+    )
+    assert any(reason in done.stderr for reason in reasons), done.stderr
     found = states(folder / "out.h5")
     assert set(found) == {0, 2}, found
     assert found.count(2) < 20

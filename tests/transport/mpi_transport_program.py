@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from transport_conformance import TransportConformance, collect, serve_echo
 
+from keystone_mpi.execution.environment import launcher_environment
 from keystone_mpi.transport.messages import Farewell
 from keystone_mpi.transport.mpi import MpiMaster, MpiWorkerEnd
 from keystone_mpi.transport.world import MpiWorld
@@ -46,10 +47,12 @@ class TestMpiTransport(TransportConformance):
 def main() -> int:
     import mpi_transport_program as this  # the module that pytest will import, not __main__
 
-    this.WORLD = MpiWorld(promised_size=None)
+    promised = launcher_environment()
+    this.WORLD = MpiWorld(promised.size, promised.local_size)
     place = this.WORLD.node_place()
     assert place.workers == this.WORLD.size - 1, place
-    assert this.WORLD.node_place(local_size=this.WORLD.size) == place
+    assert promised.local_size == this.WORLD.size
+    assert this.WORLD._asked_place() == place
     code = 0
     if this.WORLD.rank == 0:
         code = int(pytest.main(["-q", "-p", "no:cacheprovider", "--noconftest", "-c", "/dev/null", __file__]))

@@ -12,6 +12,7 @@ until the backlog of unacknowledged entries reaches its bound.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
 from itertools import islice
@@ -21,7 +22,7 @@ import msgspec
 
 from keystone_mpi.core import actions, events
 from keystone_mpi.core.actions import Action
-from keystone_mpi.core.errors import ClusterError, InternalError
+from keystone_mpi.core.errors import ClusterError, InternalError, KeystoneError
 from keystone_mpi.core.events import Event
 from keystone_mpi.core.model import AttemptKey, TaskState, Why
 from keystone_mpi.core.scheduler import Scheduler
@@ -173,6 +174,11 @@ class Master:
         self._tell_of_disk(now)
         self._house.turn(now, self._facts)
 
+    def keep_house(self) -> None:
+        """Renew the lease while the thread of `stay` is in MPI; what is wrong with it, that one is told."""
+        with contextlib.suppress(KeystoneError):
+            self._house.turn(time.monotonic(), self._facts)
+
     def progress(self, now: float) -> Progress:
         """Return a snapshot of what has been acknowledged."""
         running = self._scheduler.counts().running
@@ -270,6 +276,7 @@ class Master:
             )
         self._source.slots = self._workforce.slots
         for number, problem in self._workforce.refused():
+            self._ranks.left(number)  # it waits for the end and answers no farewell
             self._observer.notice(f"{self._workforce.name(number)} cannot work: {problem}")
         if self._workforce.complete():
             happened.append(events.AllWorkersJoined())

@@ -27,7 +27,6 @@ ABORT_CODE = 75
 FLUSHED_WITHIN_S = 2.0
 """How long the end by force waits for a terminal or a pipe."""
 GIVEN_UP_WITHIN_S = 10.0
-BUSY_LOOK_S = 0.2
 LOOK_S = 1.0
 """How often at least `meanwhile` is called; it may wait so long itself."""
 
@@ -80,7 +79,11 @@ def attend(
 
 
 def finalize_in_time(
-    finalize: Callable[[], None], who: str, busy: Callable[[], bool] = lambda: False
+    finalize: Callable[[], None],
+    who: str,
+    *,
+    busy: Callable[[], bool] = lambda: False,
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> None:
     """Call MPI_Finalize; a process that waits there for longer than the limit of silence ends itself.
 
@@ -91,16 +94,31 @@ def finalize_in_time(
     who : str
         For the message.
     busy : callable
-        Whether another thread has something to end first; called by a third one.
+        Whether another thread has something to end first.
+    meanwhile : callable
+        Called again and again, by a thread of its own as `busy` is.
     """
-    limit_s = silence_limit_s()
-    watch = threading.Timer(limit_s, _give_up, (who, limit_s, busy))
-    watch.daemon = True
+    ended = threading.Event()
+    watch = threading.Thread(
+        target=_watch_end, args=(ended, who, busy, meanwhile), name="keystone-finalize", daemon=True
+    )
     watch.start()
     try:
         finalize()
     finally:
-        watch.cancel()
+        ended.set()
+        watch.join(GIVEN_UP_WITHIN_S)
+
+
+def _watch_end(
+    ended: threading.Event, who: str, busy: Callable[[], bool], meanwhile: Callable[[], None]
+) -> None:
+    limit_s = silence_limit_s()
+    until = time.monotonic() + limit_s
+    while not ended.wait(min(LOOK_S, limit_s)):
+        meanwhile()
+        if time.monotonic() >= until and not busy():
+            _give_up(who, limit_s)
 
 
 def flush_streams(text: str = "") -> None:
@@ -121,9 +139,7 @@ def flush_streams(text: str = "") -> None:
     thread.join(FLUSHED_WITHIN_S)
 
 
-def _give_up(who: str, limit_s: float, busy: Callable[[], bool]) -> None:
-    while busy():
-        time.sleep(BUSY_LOOK_S)
+def _give_up(who: str, limit_s: float) -> None:
     flush_streams(
         f"keystone-mpi: {who}: MPI did not end within {limit_s:.0f} s, so a node is gone or cut off. "
         "What was acknowledged is safe; run the same command again to see that all is done\n"

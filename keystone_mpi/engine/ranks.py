@@ -94,6 +94,11 @@ class Ranks:
         return [worker for worker in self.transport.workers if worker not in self._lost]
 
     @property
+    def dismissed(self) -> bool:
+        """MPI has ended."""
+        return self._dismissed
+
+    @property
     def everybody_left(self) -> bool:
         """All workers have said goodbye, so that MPI can end in order."""
         return not self._absent and not self._lost
@@ -153,10 +158,12 @@ class Ranks:
             case _:
                 return  # late news of attempts that the journal calls interrupted
 
-    def dismiss(self, busy: Callable[[], bool] = lambda: False) -> bool:
+    def dismiss(
+        self, *, busy: Callable[[], bool] = lambda: False, meanwhile: Callable[[], None] = lambda: None
+    ) -> bool:
         """Leave MPI together; False when some worker had not said goodbye and was ended by force.
 
-        `busy` tells whether this process still has something else to end; see `finalize_in_time`.
+        What else this process does then is told by `busy` and `meanwhile`, see `finalize_in_time`.
         Doing it again does nothing.
         """
         if self._dismissed:
@@ -169,7 +176,7 @@ class Ranks:
             self._local_worker.join(THREAD_END_S)
         self.transport.close()
         if self._in_order and self._finalize is not None:
-            finalize_in_time(self._finalize, "rank 0", busy)
+            finalize_in_time(self._finalize, "rank 0", busy=busy, meanwhile=meanwhile)
         elif self._abort is not None:
             # MPI_Finalize would wait for ever for a rank that is gone.
             flush_streams()

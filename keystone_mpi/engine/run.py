@@ -28,7 +28,6 @@ from keystone_mpi.engine.observer import RunClosing, RunInfo, RunObserver
 from keystone_mpi.engine.ranks import FAREWELL_S, Ranks
 from keystone_mpi.engine.session import LeftToNextStart, Session, SessionOptions, open_session
 from keystone_mpi.engine.stopping import Deadline, StopRequests
-from keystone_mpi.engine.store_client import SMALL_FILE_TASKS
 from keystone_mpi.engine.workforce import Workforce
 from keystone_mpi.execution.environment import Promised
 from keystone_mpi.execution.slots import allocation_cpus
@@ -211,7 +210,7 @@ def _close(
         meanwhile=_meanwhile(session, master, stop, observer, ranks),
         wake=ranks.wake,
     )
-    ranks.farewell(FAREWELL_S, observer.notice)
+    ranks.farewell(STOPPED_FAREWELL_S if problem else FAREWELL_S, observer.notice)
     for notice in session.notices_of_file:
         observer.notice(notice)
     if not problem:
@@ -244,13 +243,15 @@ def _meanwhile(
     """
     pressed_before = stop.presses
     told = False
-    is_small = session.plan.task_count <= SMALL_FILE_TASKS
 
     def wait(timeout_s: float) -> None:
         nonlocal told
-        if is_small and ranks.everybody_left:
+        if session.little_is_left and ranks.everybody_left and not ranks.dismissed:
             observer.flush(SAID_S)  # the end of MPI may be the end of this process
-            ranks.dismiss(session.is_writing)
+            try:
+                ranks.dismiss(busy=lambda: session.is_finishing, meanwhile=master.keep_house)
+            except RuntimeError as error:  # MPI's own; the file is written all the same
+                observer.notice(f"MPI did not end in order: {error}")
         master.stay(timeout_s)
         pressed = stop.presses - pressed_before
         if pressed >= 2 or stop.grace_is_over:

@@ -31,15 +31,19 @@ from keystone_mpi.engine.plan import PlanOptions, RunPlan, make_plan
 from keystone_mpi.engine.provenance import gather_provenance
 from keystone_mpi.engine.stopping import DRAIN_SUFFIX
 from keystone_mpi.engine.store_child import StoreChild
-from keystone_mpi.engine.store_client import BatchResult, StoreClient
+from keystone_mpi.engine.store_client import SMALL_FILE_TASKS, BatchResult, StoreClient
 from keystone_mpi.records import entries
 from keystone_mpi.records.committer import Committer
 from keystone_mpi.records.journal import JournalWriter, journal_path
 from keystone_mpi.records.lease import Lease, acquire, read_lease
+from keystone_mpi.records.store.shards import shards_path
 
 if TYPE_CHECKING:
     from keystone_mpi.records.view import RunView
     from keystone_mpi.sweeps.sweep import Sweep
+
+
+SMALL_JOURNAL_BYTES = 16 << 20
 
 
 class SessionOptions(msgspec.Struct, frozen=True):
@@ -97,6 +101,10 @@ class Session:
         """What is to be said of the finished file."""
         self.committer: Committer | None = None
         self.store: StoreClient | None = None
+        self.is_finishing = False
+        """Another thread makes the journal and the file whole."""
+        self.little_is_left = False
+        """What it has still to do takes a moment."""
 
     @property
     def output_path(self) -> Path:
@@ -210,9 +218,9 @@ class Session:
         assert self.committer is not None
         assert self.store is not None
         self.committer.submit([entries.RunClosed(state=state, reason=reason, at=time.time())])
+        self.is_finishing = True
         try:
-            work = partial(_finish, self.committer, self.store, timeout_s)
-            result = attend(work, meanwhile, wake, self.store.give_up)
+            result = attend(partial(self._finish, timeout_s, wake), meanwhile, wake, self.store.give_up)
         except LeftToNextStart as reason:
             # The lease stays: it is this process's, which is about to end, and a mount may not answer.
             return str(reason)
@@ -220,27 +228,39 @@ class Session:
         self.notices_of_file += result.notices
         return result.problem
 
-    def is_writing(self) -> bool:
-        """Tell whether the last batch is being written, by another thread."""
-        return self.store is not None and self.store.is_writing
+    def _finish(self, timeout_s: float, wake: Callable[[], None]) -> BatchResult:
+        """Make the journal and then the file whole; tell why they are not. Runs beside `meanwhile`."""
+        assert self.committer is not None
+        assert self.store is not None
+        try:
+            if self.committer.close(timeout_s):
+                self.little_is_left = self._has_little_to_write()
+                wake()
+                return self.store.finish(timeout_s)
+            self.store.close()
+            return BatchResult(
+                final=True, problem=self.committer.problem or "the journal could not be synced in time"
+            )
+        finally:
+            self.is_finishing = False
+
+    def _has_little_to_write(self) -> bool:
+        if self.plan.task_count > SMALL_FILE_TASKS or shards_path(self.output_path).exists():
+            return False
+        try:
+            return journal_path(self.output_path).stat().st_size <= SMALL_JOURNAL_BYTES
+        except OSError:
+            return False
 
     def abandon(self) -> None:
         """Leave at once after an error: the journal keeps what it has, the next start goes on."""
         if self.store is not None:
-            if self.store.is_writing:
+            if self.is_finishing:
                 return  # as long as that goes on the lease stays, until this process ends
             self.store.close()
         if self.committer is not None:
             self.committer.close(timeout_s=5.0)
         self.lease.release()
-
-
-def _finish(committer: Committer, store: StoreClient, timeout_s: float) -> BatchResult:
-    """Make the journal and then the file whole; tell why they are not."""
-    if committer.close(timeout_s):
-        return store.finish(timeout_s)
-    store.close()
-    return BatchResult(final=True, problem=committer.problem or "the journal could not be synced in time")
 
 
 def open_session(sweep: Sweep, options: SessionOptions) -> Session:

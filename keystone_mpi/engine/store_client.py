@@ -20,7 +20,7 @@ from keystone_mpi.engine.store_child import FINAL_REQUEST, StoreChild, start_sto
 START_AFTER_S = 3.0
 """A program whose run is shorter has its store process started at the end of that."""
 SMALL_FILE_TASKS = 100_000
-"""The file of so many tasks is made and finished at once: a second or two at most."""
+"""The file of so many tasks is made at once, without results: a second or two at most."""
 RESTARTS = 5
 """Of a store process that dies before it has written a batch; then the file is left to the next start."""
 GIVEN_UP = "nobody waits for the last batch any more"

@@ -3,8 +3,9 @@
 Rule: variables are set for that time and not left for solvers; what the user
 has set stays as it is.
 
-    no_memory_hooks    UCX_MEM_EVENTS=no   around loading and MPI_Init
-    within_one_node    UCX_TLS=self,sm     around MPI_Init, where every rank is on this node
+    no_memory_hooks    UCX_MEM_EVENTS=no, UCX_MEMTYPE_CACHE=n   around loading and MPI_Init
+    within_one_node    UCX_TLS=self,sm     around MPI_Init, where every rank is on this node and
+                                           none is in a container of its own
 
 UCX, below MPICH's and Open MPI's wheels, patches mmap, munmap and their like in
 libc when it is loaded, so that a cache of memory registered for RDMA hears of
@@ -20,10 +21,12 @@ and leave each rank with a TCP socket that listens.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, MutableMapping
 
 
-def no_memory_hooks(environ: MutableMapping[str, str]) -> contextlib.AbstractContextManager[None]:
+@contextlib.contextmanager
+def no_memory_hooks(environ: MutableMapping[str, str]) -> Iterator[None]:
     """Load an MPI library meanwhile, and UCX leaves libc alone.
 
     Parameters
@@ -31,7 +34,21 @@ def no_memory_hooks(environ: MutableMapping[str, str]) -> contextlib.AbstractCon
     environ : mutable mapping
         The process's variables, which must be what C code sees; as before afterwards.
     """
-    return _unless_set(environ, "UCX_MEM_EVENTS", "no")
+    # Old versions that know of GPUs refuse to start when a cache that needs the events is not off, too.
+    with _unless_set(environ, "UCX_MEM_EVENTS", "no"), _unless_set(environ, "UCX_MEMTYPE_CACHE", "n"):
+        yield
+
+
+_FIRST_IPC_NAMESPACE = 0xEFFFFFFF
+"""Inode of the namespace that the machine has booted with (Linux, include/linux/proc_ns.h)."""
+
+
+def memory_may_be_shared() -> bool:
+    """Tell whether this process is in the machine's own IPC namespace, and so in that of others like it."""
+    try:
+        return os.stat("/proc/self/ns/ipc").st_ino == _FIRST_IPC_NAMESPACE
+    except OSError:
+        return False
 
 
 def within_one_node(environ: MutableMapping[str, str]) -> contextlib.AbstractContextManager[None]:

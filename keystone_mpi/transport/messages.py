@@ -13,7 +13,7 @@ transport (also between threads, so that both behave alike).
     worker: AttemptsStarted, AttemptsProgress, AttemptsFinished, TasksReturned --> master
     worker: <-------------------------- Farewell  master    (the work is over: stop the launcher)
     worker: Goodbye ----------------------------> master
-    worker: <-------------------------- Dismissal master    (the file is written: leave)
+    worker: <-------------------------- Dismissal master    (the end of MPI: leave)
 """
 
 from typing import Any

@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from keystone_mpi.core.errors import LauncherMismatchError
-from keystone_mpi.transport.loading import no_memory_hooks, within_one_node
+from keystone_mpi.transport.loading import memory_may_be_shared, no_memory_hooks, within_one_node
 from keystone_mpi.transport.matching import known_mismatch, needs_short_requests, way_out
 
 MASTER_RANK = 0
@@ -102,7 +102,7 @@ class MpiWorld:
             if not self.initialised_before:
                 with contextlib.ExitStack() as around:
                     around.enter_context(_requests_that_slurm_reads(version))
-                    if ours and self._one_node and version.startswith("MPICH"):
+                    if ours and self._one_node and version.startswith("MPICH") and memory_may_be_shared():
                         around.enter_context(within_one_node(os.environ))
                     MPI.Init_thread(MPI.THREAD_SERIALIZED)
             elif MPI.Query_thread() < MPI.THREAD_SERIALIZED and not MPI.Is_thread_main():

@@ -31,7 +31,7 @@ def test_annotations_are_evaluated_with_the_module(name: str) -> None:
     postponed = {
         f"{struct.__name__}.{field}"
         for struct in structs
-        for field, kind in vars(struct).get("__annotations__", {}).items()
+        for field, kind in inspect.get_annotations(struct).items()
         if isinstance(kind, str)
     }
     assert not postponed

@@ -213,7 +213,7 @@ def test_the_end_by_force_waits_for_what_else_is_at_work() -> None:
         "import time\nfrom keystone_mpi.engine.parting import finalize_in_time\n"
         "ends = time.monotonic() + 5\n"
         "def busy():\n    print('looked', flush=True)\n    return time.monotonic() < ends\n"
-        "finalize_in_time(lambda: time.sleep(60), 'rank 0', busy)\n"
+        "finalize_in_time(lambda: time.sleep(60), 'rank 0', busy=busy)\n"
     )
     began = time.monotonic()
     done = subprocess.run(
@@ -227,6 +227,28 @@ def test_the_end_by_force_waits_for_what_else_is_at_work() -> None:
     assert done.returncode == 75, done.stderr
     assert done.stdout.count("looked") > 1
     assert time.monotonic() - began >= 5
+
+
+def test_mpi_that_ends_late_is_no_trouble() -> None:
+    """It ended beyond the limit, but in order, while something else was at work."""
+    code = (
+        "import time\nfrom keystone_mpi.engine.parting import finalize_in_time\n"
+        "ends = time.monotonic() + 9\n"
+        "finalize_in_time(lambda: time.sleep(5), 'rank 0', busy=lambda: time.monotonic() < ends,\n"
+        "                 meanwhile=lambda: print('meanwhile', flush=True))\n"
+        "time.sleep(6)\nprint('ended')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "KEYSTONE_SILENCE": str(SILENCE_S)},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("meanwhile") > 1
+    assert done.stdout.endswith("ended\n")
 
 
 def test_work_that_nobody_waits_for_is_given_up(tmp_path: Path) -> None:

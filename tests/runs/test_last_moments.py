@@ -283,3 +283,27 @@ def test_a_worker_that_wakes_up_goes_home(mpiexec, tmp_path: Path, wait_until) -
     kill(worker, signal.SIGCONT)
     job.wait(60).check(0)
     assert states(tmp_path / "demo.h5") == ["SUCCESS"] * 16
+
+
+REFUSED = """
+import os, sys
+from keystone_mpi.core.errors import ClusterError
+from keystone_mpi.execution import launcher_client
+def start(self, *, fork=False):
+    raise ClusterError("no room for a launcher here")
+if os.environ.get("PMI_RANK", os.environ.get("OMPI_COMM_WORLD_RANK")) == "1":
+    launcher_client.LauncherClient.start = start
+from keystone_mpi.cli.entry import main
+main()
+"""
+
+
+def test_a_worker_that_cannot_work_is_not_waited_for(mpiexec, tmp_path: Path) -> None:
+    """It says so and answers no farewell: MPI ends in order all the same, and the run counts."""
+    sweep = write_sweep(tmp_path, shell("true"), "x = { range = [0, 4, 1] }")
+    program = tmp_path / "keystone-mpi"
+    program.write_text(REFUSED)
+    done = mpiexec([sys.executable, program, "run", sweep, "--slots", "1"], n=3).check(0)
+    assert "no room for a launcher here" in done.output
+    assert "4 of 4 tasks succeeded" in done.stdout
+    assert states(tmp_path / "demo.h5") == ["SUCCESS"] * 4

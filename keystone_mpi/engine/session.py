@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     from keystone_mpi.records.view import RunView
     from keystone_mpi.sweeps.sweep import Sweep
 
-
 SMALL_JOURNAL_BYTES = 16 << 20
+"""What is in so much of a journal is in the file within a moment."""
 
 
 class SessionOptions(msgspec.Struct, frozen=True):
@@ -245,9 +245,11 @@ class Session:
             self.is_finishing = False
 
     def _has_little_to_write(self) -> bool:
-        if self.plan.task_count > SMALL_FILE_TASKS or shards_path(self.output_path).exists():
+        if self.plan.task_count > SMALL_FILE_TASKS:
             return False
         try:
+            if shards_path(self.output_path).exists():
+                return False
             return journal_path(self.output_path).stat().st_size <= SMALL_JOURNAL_BYTES
         except OSError:
             return False

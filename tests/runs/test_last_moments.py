@@ -92,7 +92,7 @@ def test_mpi_ends_while_a_small_file_is_written(alone: Parting) -> None:
 def test_the_last_rank_need_not_be_waited_for(alone: Parting, mpiexec, wait_until) -> None:
     kill(alone.master, signal.SIGTERM)
     wait_until(lambda: "once more, and the next start writes it" in alone.job.output_so_far(), timeout_s=10)
-    time.sleep(0.5)
+    time.sleep(0.5)  # two within 0.3 s would count as one
     kill(alone.master, signal.SIGTERM)
     alone.job.wait(15).check(75)
     mpiexec(["keystone-mpi", "run", alone.sweep, "--slots", "4"], n=3).check(0)
@@ -165,6 +165,18 @@ def test_who_does_not_wait_for_the_last_batch_says_so_twice(parting: Parting, mp
     assert states(parting.path) == ["SUCCESS"] * TASKS
 
 
+def in_a_process(code: str) -> subprocess.CompletedProcess[str]:
+    """Run Python code whose silence is noticed soon."""
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "KEYSTONE_SILENCE": str(SILENCE_S)},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+
 def test_mpi_that_does_not_end_is_left() -> None:
     """A rank whose peer is gone between the dismissal and MPI_Finalize."""
     code = (
@@ -173,14 +185,7 @@ def test_mpi_that_does_not_end_is_left() -> None:
         "finalize_in_time(lambda: time.sleep(60), 'rank 7')\n"
     )
     began = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "KEYSTONE_SILENCE": str(SILENCE_S)},
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
+    done = in_a_process(code)
     assert (done.returncode, done.stdout) == (75, "ended\n")
     assert "rank 7: MPI did not end within 3 s" in done.stderr
     assert time.monotonic() - began >= SILENCE_S
@@ -216,14 +221,7 @@ def test_the_end_by_force_waits_for_what_else_is_at_work() -> None:
         "finalize_in_time(lambda: time.sleep(60), 'rank 0', busy=busy)\n"
     )
     began = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "KEYSTONE_SILENCE": str(SILENCE_S)},
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
+    done = in_a_process(code)
     assert done.returncode == 75, done.stderr
     assert done.stdout.count("looked") > 1
     assert time.monotonic() - began >= 5
@@ -238,14 +236,7 @@ def test_mpi_that_ends_late_is_no_trouble() -> None:
         "                 meanwhile=lambda: print('meanwhile', flush=True))\n"
         "time.sleep(6)\nprint('ended')\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "KEYSTONE_SILENCE": str(SILENCE_S)},
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
+    done = in_a_process(code)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.count("meanwhile") > 1
     assert done.stdout.endswith("ended\n")

@@ -23,6 +23,7 @@ report_result(ranks=world.size, hosts=",".join(sorted(set(hosts))), threads=os.e
 
 
 def write_sweep(folder: Path, flag: str, params: str) -> None:
+    """Write the sweep; the solver is Open MPI's too, whose MPI_Init fails under this Slurm's PMIx at times."""
     (folder / "ranks.py").write_text(RANKS)
     (folder / "s.toml").write_text(
         f"""
@@ -36,6 +37,7 @@ launcher = "srun"
 launcher_flags = ["--mpi={flag}"]
 ranks = "{{k}}"
 timeout = "60s"
+retries = 2
 """
     )
 

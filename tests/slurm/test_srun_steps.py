@@ -23,7 +23,7 @@ report_result(ranks=world.size, hosts=",".join(sorted(set(hosts))), threads=os.e
 
 
 def write_sweep(folder: Path, flag: str, params: str) -> None:
-    """Write the sweep; the solver is Open MPI's too, whose MPI_Init fails under this Slurm's PMIx at times."""
+    """Write the sweep; the solver is Open MPI's too, whose MPI_Init at times fails under Slurm's PMIx."""
     (folder / "ranks.py").write_text(RANKS)
     (folder / "s.toml").write_text(
         f"""

@@ -33,7 +33,9 @@ main()
 class Parting:
     """A run whose workers have said goodbye while its last batch is being written."""
 
-    def __init__(self, mpiexec, folder: Path, wait_until, *, large: bool) -> None:  # type: ignore[no-untyped-def]
+    def __init__(  # type: ignore[no-untyped-def] # fixtures of tests have no types
+        self, mpiexec, folder: Path, wait_until, *, large: bool
+    ) -> None:
         self.sweep = write_sweep(folder, shell("sleep 1.5"), f"x = {{ range = [0, {TASKS}, 1] }}")
         self.path = folder / "demo.h5"
         program = folder / "keystone-mpi"
@@ -61,14 +63,14 @@ class Parting:
 
 
 @pytest.fixture
-def parting(mpiexec, tmp_path: Path, wait_until):  # type: ignore[no-untyped-def]
+def parting(mpiexec, tmp_path: Path, wait_until):  # type: ignore[no-untyped-def] # as above
     made = Parting(mpiexec, tmp_path, wait_until, large=True)
     yield made
     made.end()
 
 
 @pytest.fixture
-def alone(mpiexec, tmp_path: Path, wait_until):  # type: ignore[no-untyped-def]
+def alone(mpiexec, tmp_path: Path, wait_until):  # type: ignore[no-untyped-def] # as above
     """Rank 0 with a small file: the others have left MPI and are gone."""
     made = Parting(mpiexec, tmp_path, wait_until, large=False)
     wait_until(lambda: not made.all("worker"), timeout_s=30)
@@ -79,7 +81,7 @@ def alone(mpiexec, tmp_path: Path, wait_until):  # type: ignore[no-untyped-def]
 def test_mpi_ends_while_a_small_file_is_written(alone: Parting) -> None:
     lease = alone.path.with_name("demo.h5.lease")
     os.utime(lease, (time.time() - 50, time.time() - 50))
-    time.sleep(3 * SILENCE_S)
+    time.sleep(3 * SILENCE_S)  # nothing is to happen in that time
     assert alone.all("master") == [alone.master]
     assert time.time() - lease.stat().st_mtime < 10, "another host would take the run over"
     kill(alone.store, signal.SIGCONT)

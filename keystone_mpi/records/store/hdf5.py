@@ -4,7 +4,7 @@ Rule: everything that must be right for netCDF4 readers (scales, attached
 dimensions, text, fill values) is done here once. Rows are written by position
 without reading their neighbours, so no variable-length text is rewritten.
 Making a file takes h5py's low-level calls: every run makes one, with fifty
-variables and twice as many attributes, and this way it takes half as long.
+variables and twice as many attributes, before a short run can end.
 
     open_new / open_copy / open_reader --> File
     File.table(schema.TASKS) --> TableFile --resize, write(rows), read(rows)--> datasets
